@@ -3,14 +3,16 @@
 A `Pair` is a query and a target; each is a `Side`: what the data set says to every row (`instruction`),
 this row's own content (`text`) and an image. The contrastive stage renders instruction + text; the
 reconstruction stages rebuild *content only*, and `content_pairs` is the single place that chooses it.
+The readers are `cocoa.mmeb` (the MMEB layouts) and `cocoa.sources` (everything that `data.train` may name).
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from PIL import Image, ImageOps
 
@@ -22,11 +24,16 @@ ImageRef = str | Image.Image
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side of a pair; an absent text is the empty string, an absent image None."""
+    """One side of a pair; an absent text is the empty string, an absent image None.
+
+    `text_is_content` is False where a reader could not tell the instruction in `text` from the content
+    (a paraphrase it does not know): the side is embedded as it is, and never rebuilt.
+    """
 
     instruction: str = ""
     text: str = ""
     image: ImageRef | None = None
+    text_is_content: bool = True
 
     def prompt(self) -> str:
         """Instruction and text as the chat template joins them: one space between, none outside."""
@@ -44,13 +51,40 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A query, its target and optional hard negatives, with the data set and row they came from."""
+    """A query, its target and optional hard negatives, with the data set and row they came from.
+
+    `row` counts the rows of a parquet split from 0, the lines (or list items) of a file from 1.
+    """
 
     query: Side
     target: Side
     negatives: tuple[Side, ...] = ()
     dataset: str = ""
     row: int = 0
+
+    @property
+    def row_id(self) -> str:
+        """`dataset/row`: names this row in messages, and seeds its masks."""
+        return f"{self.dataset}/{self.row}"
+
+
+@dataclass(slots=True)
+class PairSet:
+    """What a reader found: the pairs in file order, and what it left out (data set -> reason -> rows)."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    left_out: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def counts(self) -> Counter[str]:
+        """Rows kept, by data set."""
+        return Counter(pair.dataset for pair in self.pairs)
+
+    def leave_out(self, dataset: str, reason: str) -> None:
+        """Counts one row that is not in `pairs`."""
+        self.left_out.setdefault(dataset, Counter())[reason] += 1
 
 
 def load_image(image: ImageRef) -> Image.Image:
@@ -75,3 +109,136 @@ def load_image(image: ImageRef) -> Image.Image:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+@dataclass(frozen=True, slots=True)
+class ContentPair:
+    """What a reconstruction stage rebuilds from one pair.
+
+    In joint reconstruction `side` is an image alone and `text` the content text that belongs to it; in the
+    EOS-bridge `side` is block A (instruction and text included) and `text` is block B. `text` never holds an
+    instruction.
+    """
+
+    side: Side
+    text: str
+    row_id: str = ""
+
+    @property
+    def dataset(self) -> str:
+        """The data set that the row came from."""
+        return self.row_id.rpartition("/")[0]
+
+    @property
+    def row(self) -> int:
+        """The row's number in it."""
+        return int(self.row_id.rpartition("/")[2])
+
+
+CONTENT_STAGES = ("joint_reconstruction", "eos_bridge")
+
+
+def content_pairs(pair: Pair, stage: str, rule: str = "auto") -> ContentPair | str:
+    """The content of a pair that a reconstruction stage rebuilds, or the reason why it gives none.
+
+    Args:
+        pair: the row.
+        stage: `joint_reconstruction` or `eos_bridge`.
+        rule: which content, in the words of `data/mmeb.yaml`: an image and its texts
+            (`query_image + query_text + target_text`), block A and B (`query -> target_text`; where both are of
+            one side, A keeps only its image and instruction), or `off`. `auto` decides by where the images are:
+            the texts of both sides belong to a query's image when the target has none; a target's image takes
+            its own text, or else the query's. Two images have no text in common, so they give nothing to joint
+            reconstruction. The bridge goes from the query if it has an image, else from the target.
+    """
+    if stage not in CONTENT_STAGES:
+        raise ValueError(f"{stage!r} rebuilds nothing; content_pairs is for {' and '.join(CONTENT_STAGES)}")
+    if rule == "auto":
+        if stage == "eos_bridge":
+            rule = "query -> target_text" if pair.query.image is not None else "target -> query_text"
+        elif pair.query.image is None:
+            rule = "target_image + target_text" if pair.target.text.strip() else "target_image + query_text"
+        elif pair.target.image is None:
+            rule = "query_image + query_text + target_text"
+        else:
+            return "both sides have an image"
+    if rule == "off":
+        return "off for this data set"
+
+    sides = {"query": pair.query, "target": pair.target}
+    first, *texts = rule.split(" + ") if stage == "joint_reconstruction" else rule.split(" -> ")
+    source = sides[first.removesuffix("_image")]
+    rebuilt = [sides[name.removesuffix("_text")] for name in texts]
+    if source.image is None:
+        return "no image"
+    if any(side.text.strip() and not side.text_is_content for side in rebuilt):
+        return "instruction not recognised"
+    text = " ".join(side.text.strip() for side in rebuilt if side.text.strip())
+    if not text:
+        return "no content text"
+    if stage == "joint_reconstruction":
+        source = Side(image=source.image)
+    elif any(side is source for side in rebuilt):
+        source = replace(source, text="")
+    return ContentPair(source, text, pair.row_id)
+
+
+def hold_out(pairs: Sequence[Pair], rows: int, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """Splits pairs into training and validation pairs, both in the given order.
+
+    Of each data set `rows` are held out, but at most a fifth. Seed, data set and row number decide which,
+    whatever the order and the other data sets. A chosen pair whose content stands in another training row of
+    its data set goes back to training, so that no validation pair is trained on under another number.
+    """
+    by_dataset: dict[str, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        by_dataset[pair.dataset].append(pair)
+    held: set[int] = set()
+    for members in by_dataset.values():
+        count = min(rows, len(members) // 5)
+        members.sort(
+            key=lambda pair: hashlib.blake2b(f"{seed}/{pair.row_id}".encode(), digest_size=8).digest()
+        )
+        if count:
+            trained = {(p.query.content_id(), p.target.content_id()) for p in members[count:]}
+            chosen = (
+                p for p in members[:count] if (p.query.content_id(), p.target.content_id()) not in trained
+            )
+            held.update(id(pair) for pair in chosen)
+    return [p for p in pairs if id(p) not in held], [p for p in pairs if id(p) in held]
+
+
+def check_images(pairs: Iterable[Pair]) -> None:
+    """Sees that every image file of the pairs exists, listing each directory once.
+
+    Raises:
+        CocoaError: names the first missing file, its data set and row, and how many are missing.
+    """
+    sides = ((s, p) for p in pairs for s in (p.query, p.target, *p.negatives))
+    check_image_files((s.image, p.dataset, p.row) for s, p in sides if isinstance(s.image, str))
+
+
+def check_image_files(images: Iterable[tuple[str, str, int]]) -> None:
+    """`check_images` for (path, data set, row) triples."""
+    listings: dict[str, set[str]] = {}
+    seen: set[str] = set()
+    missing: list[tuple[str, str, int]] = []
+    for path, dataset, row in images:
+        if path in seen:
+            continue
+        seen.add(path)
+        folder, name = os.path.split(path)
+        if folder not in listings:
+            try:
+                with os.scandir(folder or ".") as entries:
+                    listings[folder] = {entry.name for entry in entries}
+            except (FileNotFoundError, NotADirectoryError):
+                listings[folder] = set()
+        if name not in listings[folder]:
+            missing.append((path, dataset, row))
+    if missing:
+        path, dataset, row = missing[0]
+        raise CocoaError(
+            f"{path}: no such image file (data set {dataset}, row {row}); {len(missing)} of {len(seen)} images "
+            f"are missing: unpack the data set's images, or name the folder that holds them as `data.image_root`"
+        )

@@ -1,0 +1,111 @@
+"""LoRA and DoRA adapters on the text model and the vision tower, by separate lists, and their exact merge."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from cocoa.errors import CocoaError
+
+logger = logging.getLogger(__name__)
+
+TEXT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """The `lora:` block of a recipe; the defaults are CoCoA's (the vision names depend on the backbone).
+
+    Args:
+        r: rank.
+        alpha: the update is scaled by `alpha / r`.
+        dropout: on the adapter's input.
+        dora: decompose the weight into magnitude and direction (DoRA).
+        init: `gaussian`, or any other value of peft's `init_lora_weights`.
+        text: names of the text model's linear layers to adapt.
+        vision: names of the vision tower's block layers to adapt; empty freezes the tower.
+    """
+
+    r: int = 8
+    alpha: int = 64
+    dropout: float = 0.1
+    dora: bool = True
+    init: str | bool = "gaussian"
+    text: tuple[str, ...] = TEXT_PROJECTIONS
+    vision: tuple[str, ...] = field(default=())
+
+
+def adapted_layers(model: nn.Module, lora: Lora) -> dict[str, list[str]]:
+    """The linear layers that a `lora:` block names: `text` and `vision` -> module paths in the model.
+
+    Layers are found in the text model's layers and the tower's blocks apart, since some names stand in both.
+
+    Raises:
+        CocoaError: a name matches no linear layer, or no layer is named at all.
+    """
+    found: dict[str, list[str]] = {}
+    for key, names, place in (
+        ("text", lora.text, r"language_model\.layers\.\d+\."),
+        ("vision", lora.vision, r"visual\.blocks\.\d+\."),
+    ):
+        inside = [path for path, m in model.named_modules() if isinstance(m, nn.Linear) and re.search(place, path)]
+        for name in names:
+            if not any(path.endswith(f".{name}") for path in inside):
+                there = ", ".join(sorted({path.rsplit(".", 1)[-1] for path in inside}))
+                raise CocoaError(f"lora.{key}: {name!r} names no linear layer of this backbone; there are: {there}")
+        found[key] = [path for path in inside if path.rsplit(".", 1)[-1] in names]
+    if not any(found.values()):
+        raise CocoaError("lora: neither text nor vision names a layer; leave `lora` out for full tuning")
+    return found
+
+
+def describe(layers: dict[str, list[str]]) -> str:
+    """What is adapted, in one line: `text: q_proj x 28, ...; vision: qkv x 32, ...`."""
+    parts = []
+    for key, paths in layers.items():
+        counts = Counter(path.rsplit(".", 1)[-1] for path in paths)
+        parts.append(f"{key}: " + (", ".join(f"{name} x {n}" for name, n in counts.items()) or "frozen"))
+    return "; ".join(parts)
+
+
+def add_adapters(model: PreTrainedModel, lora: Lora, trainable_tokens: list[int]) -> PeftModel:
+    """Put adapters into the model in place and freeze all else; adapter weights are float32.
+
+    Args:
+        model: the backbone with its head; it stays usable under its own name.
+        lora: which layers, and how.
+        trainable_tokens: rows of the token embedding to train as well (the mask token's).
+
+    Returns:
+        The peft handle that saves and merges the adapters.
+    """
+    layers = adapted_layers(model, lora)
+    logger.info("adapters (r %d, alpha %d, %s): %s", lora.r, lora.alpha, "DoRA" if lora.dora else "LoRA", describe(layers))
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_dora=lora.dora,
+        init_lora_weights=lora.init,
+        target_modules=[path for paths in layers.values() for path in paths],
+        trainable_token_indices={"embed_tokens": trainable_tokens} if trainable_tokens else None,
+    )
+    return get_peft_model(model, config)
+
+
+def merge_adapters(adapters: PeftModel, folder: Path) -> PreTrainedModel:
+    """Save the adapters to `folder` and fold them into the weights, in float32.
+
+    Returns:
+        The stock model in float32; the caller rounds it once, to the dtype it saves.
+    """
+    adapters.save_pretrained(folder)
+    return adapters.to(torch.float32).merge_and_unload()

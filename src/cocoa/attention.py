@@ -1,0 +1,78 @@
+"""Who attends to whom: the attention layouts of every stage, as boolean masks.
+
+A mask is (B, 1, T, T), True where the query row may attend to the key column: what `sdpa` takes.
+(`eager` would *add* a boolean mask and flash attention takes none, so the backbone refuses both where
+a layout is in use.) Padding is never attended to. A padded query row attends to itself alone, so that
+no row is empty; its output is never read.
+
+Layouts are built from positions, never by looking for a token id, so that no text can imitate one.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+BridgeLayout = Literal["published", "strict"]
+BRIDGE_LAYOUTS: tuple[str, ...] = get_args(BridgeLayout)
+
+
+def causal(attention_mask: Tensor) -> Tensor:
+    """Each token sees itself and the tokens before it: the layout the backbone was trained with.
+
+    Args:
+        attention_mask: (B, T), nonzero on real tokens.
+
+    Returns:
+        (B, 1, T, T) boolean mask, True = attend.
+    """
+    length = attention_mask.shape[1]
+    lower = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
+    return _without_padding(lower.expand(attention_mask.shape[0], -1, -1), attention_mask)
+
+
+def bidirectional(attention_mask: Tensor) -> Tensor:
+    """Each token sees every token: joint reconstruction and embedding (CoCoA, stages 1 and 3).
+
+    Args:
+        attention_mask: (B, T), nonzero on real tokens.
+
+    Returns:
+        (B, 1, T, T) boolean mask, True = attend.
+    """
+    batch, length = attention_mask.shape
+    everything = torch.ones(1, 1, 1, dtype=torch.bool, device=attention_mask.device)
+    return _without_padding(everything.expand(batch, length, length), attention_mask)
+
+
+def eos_bridged(eos_position: Tensor, attention_mask: Tensor, layout: BridgeLayout = "published") -> Tensor:
+    """Two blocks that meet in one token only (CoCoA, stage 2: attention truncation).
+
+    The sequence is block A, one EOS, block B. Inside a block attention is bidirectional; A sees EOS but
+    not B; B sees EOS but not A. So what B learns of A has passed through EOS.
+
+    Args:
+        eos_position: (B,) index of the EOS between A and B in each row.
+        attention_mask: (B, T), nonzero on real tokens.
+        layout: `published` lets EOS see A and B, as the paper's figure does; some of B then reaches A
+            through EOS. `strict` (ours) lets EOS see A only, which is what it sees at inference.
+
+    Returns:
+        (B, 1, T, T) boolean mask, True = attend.
+    """
+    position = torch.arange(attention_mask.shape[1], device=attention_mask.device)  # (T,)
+    in_a = position < eos_position[:, None]  # (B, T)
+    in_b = position > eos_position[:, None]
+    is_eos = position == eos_position[:, None]
+    same_block = (in_a[:, :, None] & in_a[:, None, :]) | (in_b[:, :, None] & in_b[:, None, :])
+    eos_sees = ~in_b[:, None, :] if layout == "strict" else torch.ones_like(in_b)[:, None, :]
+    return _without_padding(same_block | is_eos[:, None, :] | (is_eos[:, :, None] & eos_sees), attention_mask)
+
+
+def _without_padding(allowed: Tensor, attention_mask: Tensor) -> Tensor:
+    """Cut padding out of a (B, T, T) layout, and give it its head axis."""
+    real = attention_mask.bool()
+    itself = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
+    return ((allowed & real[:, :, None] & real[:, None, :]) | itself)[:, None]

@@ -1,0 +1,299 @@
+"""The backbone: a checkpoint of the Qwen2-VL family, made ready for reconstruction and embedding.
+
+Nothing is added to the model's code. Loading sets a flag (bidirectional attention), adds one special
+token on a free embedding row, replaces the chat template and sets the image token budget; all of it is
+saved in the stock files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    PretrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLForConditionalGeneration,
+)
+
+from cocoa.errors import CocoaError
+from cocoa.pairs import Side, load_image
+
+logger = logging.getLogger(__name__)
+
+MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
+    "qwen2_vl": Qwen2VLForConditionalGeneration,
+    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+}
+EOS_TOKEN = "<|im_end|>"
+"""Ours by name: `<|endoftext|>` is Qwen's padding token. The sources do not settle it."""
+MASK_TOKEN = "<|mask|>"
+
+Attention = Literal["bidirectional", "causal"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBudget:
+    """How many merged tokens (28 x 28 px) an image may take, and how it is resized to fit.
+
+    Args:
+        tokens: least and most merged tokens an image; it is never cut, always resized.
+        resize: `aspect` keeps the aspect ratio; `square` squashes every image to the largest square that
+            fits, as the released code does.
+    """
+
+    tokens: tuple[int, int] = (4, 256)
+    resize: Literal["aspect", "square"] = "aspect"
+
+    def __post_init__(self) -> None:
+        least, most = self.tokens
+        if not 1 <= least <= most:
+            raise CocoaError(f"image tokens {list(self.tokens)}: need 1 <= least <= most")
+        if self.resize not in ("aspect", "square"):
+            raise CocoaError(f"image.resize {self.resize!r}: choose aspect or square")
+
+
+@dataclass
+class Backbone:
+    """A model with its language-model head, its processor, and where they came from.
+
+    Attributes:
+        model: `Qwen2VLForConditionalGeneration` or `Qwen2_5_VLForConditionalGeneration`.
+        processor: tokenizer, image processor and chat template.
+        images: the image token budget in force.
+        name: the hub id or folder it was loaded from.
+    """
+
+    model: PreTrainedModel
+    processor: ProcessorMixin
+    images: ImageBudget
+    name: str
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return self.processor.tokenizer
+
+    @property
+    def eos_token_id(self) -> int:
+        """Id of `EOS_TOKEN`, whose final state is the embedding."""
+        return self.tokenizer.convert_tokens_to_ids(EOS_TOKEN)
+
+    @property
+    def mask_token_id(self) -> int:
+        """Id of `MASK_TOKEN`."""
+        return self.tokenizer.convert_tokens_to_ids(MASK_TOKEN)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a merged token in pixels."""
+        return self.processor.image_processor.patch_size * self.processor.image_processor.merge_size
+
+    def set_image_budget(self, images: ImageBudget) -> None:
+        """Put a token budget into the image processor (and so into every checkpoint saved from here on)."""
+        least, most = images.tokens
+        area = self.patch_size**2
+        self.processor.image_processor.size = {"shortest_edge": least * area, "longest_edge": most * area}
+        self.images = images
+
+    def image(self, side: Side) -> Image.Image | None:
+        """The side's image as upright RGB, squashed where the budget says so, or None."""
+        return None if side.image is None else fit_image(load_image(side.image), self.images, self.patch_size)
+
+    def messages(self, side: Side) -> list[dict[str, Any]]:
+        """The side as chat messages: the instruction as a system message, then image and text."""
+        content: list[dict[str, Any]] = []
+        if (image := self.image(side)) is not None:
+            content.append({"type": "image", "image": image})
+        if text := side.text.strip():
+            content.append({"type": "text", "text": text})
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if instruction := side.instruction.strip():
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": instruction}]})
+        return messages
+
+    def encode_side(self, side: Side) -> dict[str, Tensor]:
+        """One side through the chat template and the processor, without padding.
+
+        Returns:
+            `input_ids` (T,), which ends with the one EOS, and, with an image, `pixel_values`
+            (patches, values) and `image_grid_thw` (1, 3).
+        """
+        inputs = self.processor.apply_chat_template(
+            [self.messages(side)], tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        encoded = {"input_ids": inputs["input_ids"][0]}
+        for key in ("pixel_values", "image_grid_thw"):
+            if key in inputs:
+                encoded[key] = inputs[key]
+        return encoded
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of plain text, with control tokens made inert as the chat template does."""
+        return self.tokenizer(inert(text), add_special_tokens=False)["input_ids"]
+
+    def shorten(self, text: str, tokens: int) -> str:
+        """The longest prefix of a text that takes at most `tokens` tokens, cut between tokens.
+
+        Shortening comes before rendering, so that it can never cut EOS or an image.
+        """
+        escaped = inert(text)
+        while True:
+            encoded = self.tokenizer(escaped, add_special_tokens=False, return_offsets_mapping=True)
+            if len(encoded["input_ids"]) <= tokens:
+                return escaped
+            escaped = escaped[: encoded["offset_mapping"][tokens][0]].rstrip()
+
+    def fit_text(self, side: Side, max_length: int) -> Side:
+        """The side with its text shortened so that image, instruction, text and EOS fit into `max_length`.
+
+        Raises:
+            CocoaError: image and instruction alone do not fit.
+        """
+        markers = 1 if side.image is None else self.images.tokens[1] + 3
+        if len(inert(side.prompt()).encode()) + markers <= max_length:  # a token is at least one byte
+            return side
+        room = max_length - markers - len(self.encode_text(side.instruction))
+        if room < 0:
+            raise CocoaError(f"max_length {max_length} has no room for image and instruction; raise it")
+        return dataclasses.replace(side, text=self.shorten(side.text, room))
+
+    def rope_positions(self, input_ids: Tensor, attention_mask: Tensor, image_grid_thw: Tensor | None) -> Tensor:
+        """M-RoPE positions (3, B, T) of a padded batch; padding gets position 0."""
+        is_image = (input_ids == self.model.config.image_token_id).int()
+        positions, _ = self.model.model.get_rope_index(
+            input_ids, mm_token_type_ids=is_image, image_grid_thw=image_grid_thw, attention_mask=attention_mask
+        )
+        return positions
+
+
+def inert(text: str) -> str:
+    """The text as the chat template writes it: no outer whitespace, and no control token in it."""
+    return text.strip().replace("<|", "< |")
+
+
+def fit_image(image: Image.Image, images: ImageBudget, patch_size: int) -> Image.Image:
+    """Squash an image where the budget says so, and pull aspect ratios over 200 back to it.
+
+    The processor keeps the aspect ratio and refuses ratios over 200; an image beyond it is stretched on
+    its short side, never cut.
+    """
+    if images.resize == "square":
+        side = int(images.tokens[1] ** 0.5) * patch_size
+        return image.resize((side, side), Image.Resampling.BICUBIC)
+    width, height = image.size
+    least = -(-max(width, height) // 200)
+    if min(width, height) < least:
+        return image.resize((max(width, least), max(height, least)), Image.Resampling.BICUBIC)
+    return image
+
+
+def load_backbone(
+    name: str | Path,
+    images: ImageBudget | None = None,
+    dtype: torch.dtype = torch.float32,
+    attention: Attention | None = None,
+) -> Backbone:
+    """Load a checkpoint of the Qwen2-VL family for training or embedding.
+
+    Args:
+        name: hub id or folder of a Qwen2-VL or Qwen2.5-VL checkpoint, untouched or saved by a stage.
+        images: image token budget; None keeps what the checkpoint's image processor says.
+        dtype: of the weights in memory.
+        attention: set the text model bidirectional or causal; None leaves it as the checkpoint says.
+
+    Raises:
+        CocoaError: no such checkpoint, another architecture, a sliding window, no free embedding row for
+            the mask token, or weights missing from the files.
+    """
+    name = str(name)
+    config = load_config(name)
+    if attention is not None:
+        set_attention(config, attention)
+    config.use_cache = config.text_config.use_cache = False
+    model, report = MODEL_CLASSES[config.model_type].from_pretrained(
+        name, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+    )
+    if missing := sorted(report["missing_keys"]):
+        raise CocoaError(f"{name}: weights missing from the checkpoint ({missing[0]} and {len(missing) - 1} more)")
+    processor = AutoProcessor.from_pretrained(name)
+    backbone = Backbone(model, processor, images or budget_of(processor), name)
+    prepare_processor(processor, name)
+    if images is not None:
+        backbone.set_image_budget(images)
+    add_mask_token(backbone)
+    return backbone
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """The checkpoint's config, refused where the stages would be silently wrong on it.
+
+    Raises:
+        CocoaError: see `load_backbone`.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CocoaError(f"backbone {name}: cannot be read ({reason}); give a hub id or a checkpoint folder") from None
+    if config.model_type not in MODEL_CLASSES:
+        raise CocoaError(
+            f"backbone {name}: architecture {config.model_type} is not supported; use one of {sorted(MODEL_CLASSES)}"
+        )
+    if config.text_config.use_sliding_window:
+        raise CocoaError(f"backbone {name}: use_sliding_window is on, and its second mask is not supported")
+    return config
+
+
+def budget_of(processor: ProcessorMixin) -> ImageBudget:
+    """The token budget that a processor's image size stands for."""
+    size = processor.image_processor.size
+    area = (processor.image_processor.patch_size * processor.image_processor.merge_size) ** 2
+    return ImageBudget((max(1, size["shortest_edge"] // area), max(1, size["longest_edge"] // area)))
+
+
+def prepare_processor(processor: ProcessorMixin, name: str) -> None:
+    """Give the processor our chat template, and lift length limits that would cut EOS."""
+    if processor.tokenizer.convert_tokens_to_ids(EOS_TOKEN) in (None, processor.tokenizer.unk_token_id):
+        raise CocoaError(f"backbone {name}: its tokenizer has no {EOS_TOKEN} token")
+    template = resources.files("cocoa").joinpath("data/chat_template.jinja").read_text(encoding="utf-8")
+    processor.chat_template = processor.tokenizer.chat_template = template
+
+
+def add_mask_token(backbone: Backbone) -> None:
+    """Put `MASK_TOKEN` on the next free embedding row, with the mean embedding (once; never resized).
+
+    Raises:
+        CocoaError: the embedding has no free row.
+    """
+    tokenizer = backbone.tokenizer
+    if MASK_TOKEN in tokenizer.get_vocab():
+        return
+    used = len(tokenizer)
+    embeddings = backbone.model.get_input_embeddings().weight
+    if used >= embeddings.shape[0]:
+        raise CocoaError(f"backbone {backbone.name}: no free embedding row for {MASK_TOKEN} (all {used} are used)")
+    tokenizer.add_special_tokens({"additional_special_tokens": [MASK_TOKEN]}, replace_extra_special_tokens=False)
+    with torch.no_grad():
+        embeddings[backbone.mask_token_id] = embeddings[:used].float().mean(0).to(embeddings.dtype)
+
+
+def set_attention(config: PretrainedConfig, attention: Attention) -> None:
+    """Switch the text model between causal and bidirectional attention; saved in `config.json`.
+
+    The flag that works is the text config's; the top-level one is for servers that read that.
+    """
+    if attention not in ("bidirectional", "causal"):
+        raise CocoaError(f"attention {attention!r}: choose bidirectional or causal")
+    config.is_causal = config.text_config.is_causal = attention == "causal"

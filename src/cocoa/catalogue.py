@@ -1,0 +1,145 @@
+"""The table of MMEB's 36 data sets (`data/mmeb.yaml`): their instructions, and which content feeds a stage.
+
+`make_side` is the one place that tells instruction from content, for training and evaluation rows alike, so
+that equal texts render equally; `stage_rows` is what a reconstruction stage calls. A data set that is not one
+of the 36 is read with all their instructions known, and every other text in it is content.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+import yaml
+
+from cocoa.pairs import ContentPair, Pair, Side, content_pairs
+
+IMAGE_MARKER = "<|image_1|>"
+CONTENT = "{text}"
+
+
+@dataclass(frozen=True, slots=True)
+class MMEBDataset:
+    """One row of the table; the fields are explained in `data/mmeb.yaml`."""
+
+    name: str
+    meta_task: str
+    ood: bool = False
+    train_name: str = ""
+    query: tuple[str, ...] = ()
+    target: tuple[str, ...] = ()
+    joint_reconstruction: str = "off"
+    eos_bridge: str = "off"
+
+
+@cache
+def datasets() -> dict[str, MMEBDataset]:
+    """The 36 data sets of MMEB-V1 by their name in MMEB-eval, in the order of the table."""
+    rows = yaml.safe_load(resources.files("cocoa").joinpath("data/mmeb.yaml").read_text(encoding="utf-8"))
+    for row in rows:
+        row.update({side: tuple(row.get(side, ())) for side in ("query", "target")})
+    return {row["name"]: MMEBDataset(**row) for row in rows}
+
+
+def find_dataset(name: str) -> MMEBDataset | None:
+    """The data set of this name, spelled as in MMEB-eval or in MMEB-train; None if it is not one of the 36."""
+    return datasets().get(name) or next(
+        (entry for entry in datasets().values() if entry.train_name == name), None
+    )
+
+
+def known_instructions() -> tuple[str, ...]:
+    """Every instruction of the table."""
+    return tuple(sorted({text for entry in datasets().values() for text in entry.query + entry.target}))
+
+
+def split_instruction(text: str, instructions: Iterable[str]) -> tuple[str, str] | None:
+    """Splits a text as it stands in the data into instruction and content, or None where no instruction fits.
+
+    The image marker and outer whitespace are not part of either. The longest instruction that fits is taken;
+    one without `{text}` fits only the whole text, a full stop more or less at its end aside (and is returned
+    as it stands there).
+    """
+    text = clean(text)
+    for instruction in sorted(instructions, key=len, reverse=True):
+        prefix = instruction.removesuffix(CONTENT).rstrip()
+        if not instruction.endswith(CONTENT):
+            if text.rstrip(".") == prefix.rstrip("."):
+                return text, ""
+        elif text.startswith(prefix):
+            content = text[len(prefix) :]
+            if not (prefix[-1].isalnum() and content[:1].isalnum()):
+                return prefix, content.strip()
+    return None
+
+
+def clean(text: str | None) -> str:
+    """The text without image markers (MMEB puts one into some text-only queries too) and outer whitespace."""
+    return (text or "").replace(IMAGE_MARKER, "").strip()
+
+
+def make_side(text: str | None, image: str | None, instructions: tuple[str, ...], known: bool) -> Side:
+    """A side from a text as it stands in the data.
+
+    Args:
+        text: instruction and content in one.
+        image: the file's path.
+        instructions: what this side of the data set may say; none for a side whose text is all content.
+        known: the data set is one of the 36. There a text without a known instruction is a paraphrase of one
+            (split `diverse_instruction`). It is an instruction as a whole where the content is the image
+            alone; else it stays whole in `text`, marked as not to be rebuilt. Elsewhere it is content.
+    """
+    whole, path = clean(text), image or None
+    split = split_instruction(whole, instructions) if whole and instructions else None
+    if split is not None:
+        return Side(*split, path)
+    if not (known and whole and instructions):
+        return Side(text=whole, image=path)
+    if path and not any(instruction.endswith(CONTENT) for instruction in instructions):
+        return Side(instruction=whole, image=path)
+    return Side(text=whole, image=path, text_is_content=False)
+
+
+def instructions_of(name: str) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
+    """Is the data set one of the 36, and what may its queries and targets say?"""
+    entry = find_dataset(name)
+    if entry is None:
+        return False, known_instructions(), known_instructions()
+    return True, entry.query, entry.target
+
+
+class StageRows(list[ContentPair]):
+    """The rows that a reconstruction stage trains on, and `left_out`: data set -> reason -> rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left_out: dict[str, Counter[str]] = {}
+
+
+def stage_rows(pairs: Iterable[Pair], stage: str) -> StageRows:
+    """What `joint_reconstruction` or `eos_bridge` rebuilds of these pairs, by each data set's rule.
+
+    Data sets that are not in the table follow `auto`. The same image and text, which several data sets may
+    share under other instructions, is kept once.
+    """
+    rows = StageRows()
+    rules: dict[str, str] = {}
+    seen: set[tuple[int | str, str, str]] = set()
+    for pair in pairs:
+        if pair.dataset not in rules:
+            entry = find_dataset(pair.dataset)
+            rules[pair.dataset] = getattr(entry, stage) if entry else "auto"
+        content = content_pairs(pair, stage, rules[pair.dataset])
+        if isinstance(content, ContentPair):
+            image = content.side.image
+            key = image if isinstance(image, str) else Side(image=image).content_id()
+            if (key, content.side.text, content.text) not in seen:
+                seen.add((key, content.side.text, content.text))
+                rows.append(content)
+                continue
+            content = "same image and text as an earlier row"
+        rows.left_out.setdefault(pair.dataset, Counter())[content] += 1
+    return rows

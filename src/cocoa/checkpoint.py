@@ -1,0 +1,127 @@
+"""What passes between stages: a folder that transformers, sentence-transformers and the next stage all read.
+
+The folder is the stock `ForConditionalGeneration` layout (sentence-transformers' own save would lose the
+language-model head) with sentence-transformers' files beside it, all of stock classes, so that no reader
+needs `cocoa` or `trust_remote_code`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import sentence_transformers
+import torch
+import transformers
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules.transformer import Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import cocoa
+from cocoa.backbone import Backbone
+from cocoa.pairs import Side
+
+RECORD_NAME = "cocoa.json"
+"""File in a checkpoint that says how it was made; no reader needs it."""
+
+_FORWARD = {"method": "forward", "method_output_name": "last_hidden_state"}
+_SENTENCE_BERT_CONFIG = {
+    "transformer_task": "feature-extraction",
+    "modality_config": {
+        "text": _FORWARD,
+        "image": _FORWARD,
+        "image+text": _FORWARD,
+        "message": {**_FORWARD, "format": "structured"},
+    },
+    "module_output_name": "token_embeddings",
+}
+
+
+def save_checkpoint(backbone: Backbone, folder: Path, record: dict[str, Any]) -> None:
+    """Write a checkpoint, in the dtype that the model's weights have now.
+
+    Args:
+        backbone: with adapters already merged.
+        folder: made where it does not exist.
+        record: what to say in `cocoa.json` beside versions and image budget.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    backbone.model.save_pretrained(folder)
+    _save_side_files(backbone, folder)
+    record = {
+        **record,
+        "image": {"tokens": list(backbone.images.tokens), "resize": backbone.images.resize},
+        "versions": {
+            "cocoa": cocoa.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "sentence_transformers": sentence_transformers.__version__,
+        },
+    }
+    _write_json(folder / RECORD_NAME, record)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of a checkpoint of ours; empty for any other folder."""
+    path = folder / RECORD_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def as_sentence_transformer(backbone: Backbone) -> SentenceTransformer:
+    """The backbone in memory as sentence-transformers' modules; the weights are shared, not copied."""
+
+    class LoadedTransformer(Transformer):
+        def _load_model(self, *args: Any, **kwargs: Any) -> PreTrainedModel:
+            return backbone.model.model
+
+    with TemporaryDirectory() as folder:
+        backbone.model.config.save_pretrained(folder)
+        _save_side_files(backbone, Path(folder))
+        transformer = LoadedTransformer.load(folder)
+    dimension = backbone.model.config.text_config.hidden_size
+    model = SentenceTransformer(modules=[transformer, Pooling(dimension, "lasttoken"), Normalize()])
+    return model.to(backbone.model.device)
+
+
+def embed(model: SentenceTransformer, backbone: Backbone, sides: Sequence[Side], batch_size: int = 8) -> Tensor:
+    """Embeddings of sides, rendered as in training: (len(sides), D), float32, on the CPU."""
+    messages = [backbone.messages(side) for side in sides]
+    embeddings = model.encode(messages, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
+    return embeddings.float().cpu()
+
+
+def _save_side_files(backbone: Backbone, folder: Path) -> None:
+    """Write everything of a checkpoint but the weights and their config."""
+    backbone.processor.save_pretrained(folder)
+    dimension = backbone.model.config.text_config.hidden_size
+    modules: list[dict[str, Any]] = []
+    for index, (name, module) in enumerate(
+        [("", Transformer), ("1_Pooling", Pooling(dimension, "lasttoken")), ("2_Normalize", Normalize())]
+    ):
+        kind = module if isinstance(module, type) else type(module)
+        modules.append(
+            {"idx": index, "name": str(index), "path": name, "type": f"{kind.__module__}.{kind.__name__}"}
+        )
+        if name:
+            (folder / name).mkdir(exist_ok=True)
+            module.save(str(folder / name))
+    _write_json(folder / "modules.json", modules)
+    _write_json(folder / "sentence_bert_config.json", _SENTENCE_BERT_CONFIG)
+    _write_json(
+        folder / "config_sentence_transformers.json",
+        {
+            "model_type": "SentenceTransformer",
+            "prompts": {"query": "", "document": ""},
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
+    )
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

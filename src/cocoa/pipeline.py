@@ -1,0 +1,255 @@
+"""Running a recipe's stages in order, each from the checkpoint before it; stopped anywhere, it goes on from there.
+
+`output_dir` holds one folder a stage (`1-joint_reconstruction`, ..., the last one `final`), each a
+checkpoint that appears only once it is whole, and `trainer/`, the running stage's own files.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from filelock import FileLock, Timeout
+from transformers import set_seed
+
+from cocoa.adapters import add_adapters, adapted_layers, describe, merge_adapters
+from cocoa.backbone import Backbone, load_backbone
+from cocoa.checkpoint import as_sentence_transformer, embed, read_record, save_checkpoint
+from cocoa.errors import CocoaError
+from cocoa.catalogue import stage_rows
+from cocoa.pairs import ContentPair, Pair, Side, check_images, hold_out
+from cocoa.sources import load_pairs
+from cocoa.recipe import DTYPES, Recipe, Stage
+from cocoa.stages import contrastive, eos_bridge, joint_reconstruction
+from cocoa.stages.training import StageArguments, StageTrainer
+
+logger = logging.getLogger(__name__)
+
+PROBES = 8
+"""Inputs embedded before and after the merge."""
+
+
+@dataclass
+class StageData:
+    """The rows a stage trains on, and what was left out by data set and reason.
+
+    Exactly one of `rows` (reconstruction) and `pairs` (contrastive) is filled.
+    """
+
+    rows: list[ContentPair] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    validation: list[Pair] = field(default_factory=list)
+    left_out: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def datasets(self) -> Counter[str]:
+        """Rows kept, by data set."""
+        return Counter(row.dataset for row in (self.rows or self.pairs))
+
+
+def train(recipe: Recipe) -> Path:
+    """Run every stage of a recipe that is not done yet.
+
+    Returns:
+        The folder of the last stage's checkpoint, `<output_dir>/final`.
+
+    Raises:
+        CocoaError: a mistake in recipe, data or backbone; another run in the folder, or another recipe's.
+    """
+    state = PartialState()
+    with _owned(recipe.output_dir, state.is_main_process):
+        source = recipe.backbone
+        for index, stage in enumerate(recipe.stages):
+            folder = stage_folder(recipe, index)
+            if not _is_done(recipe, index):
+                run_stage(recipe, index, source)
+            else:
+                logger.info("stage %s is done: %s", stage.name, folder)
+            source = str(folder)
+    return Path(source)
+
+
+def stage_folder(recipe: Recipe, index: int) -> Path:
+    """Where the checkpoint of a stage is written."""
+    last = index == len(recipe.stages) - 1
+    return recipe.output_dir / ("final" if last else f"{index + 1}-{recipe.stages[index].name}")
+
+
+def run_stage(recipe: Recipe, index: int, source: str) -> None:
+    """Train one stage from the checkpoint `source`, and write its own."""
+    stage, state = recipe.stages[index], PartialState()
+    trainer_folder = recipe.output_dir / "trainer" / f"{index + 1}-{stage.name}"
+    _claim(trainer_folder, recipe.fingerprint(index + 1), state.is_main_process)
+    quiet = not (sys.stderr.isatty() and state.is_local_main_process)
+    args = recipe.arguments(stage, trainer_folder, disable_tqdm=quiet)
+
+    set_seed(recipe.seed)
+    backbone = load_stage_backbone(recipe, stage, source, args)
+    data = stage_data(stage, backbone, args)
+    what = describe(adapted_layers(backbone.model, recipe.lora)) if recipe.lora else "all weights"
+    adapters = None
+    if recipe.lora is not None:
+        rebuilds = stage.name != contrastive.NAME
+        adapters = add_adapters(backbone.model, recipe.lora, [backbone.mask_token_id] if rebuilds else [])
+    trainer = build_trainer(stage, backbone, data, args)
+    logger.info("stage %s: %d rows, training %s", stage.name, sum(data.datasets().values()), what)
+    trainer.train_or_resume()
+
+    state.wait_for_everyone()
+    if state.is_main_process:
+        record = {
+            "stage": stage.name,
+            "source": source,
+            "fingerprint": recipe.fingerprint(index + 1),
+            "options": stage.options,
+            "seed": recipe.seed,
+            "steps": trainer.state.global_step,
+            "rows": dict(data.datasets()),
+            "left_out": {dataset: dict(reasons) for dataset, reasons in data.left_out.items()},
+            "trained": what,
+        }
+        _finish(recipe, backbone, adapters, probes(data), stage_folder(recipe, index), record, trainer)
+        shutil.rmtree(trainer_folder)
+    state.wait_for_everyone()
+
+
+def load_stage_backbone(recipe: Recipe, stage: Stage, source: str, args: StageArguments) -> Backbone:
+    """The backbone with the stage's attention and the recipe's training budget."""
+    attention = args.attention if isinstance(args, contrastive.ContrastiveArguments) else "bidirectional"
+    return load_backbone(source, recipe.image.train(), recipe.load_dtype, attention)
+
+
+def stage_data(stage: Stage, backbone: Backbone, args: StageArguments) -> StageData:
+    """Read the pairs of a stage, hold rows out for validation, and choose what the stage can use.
+
+    Raises:
+        CocoaError: a mistake in the data, a missing image, or no row that the stage can use.
+    """
+    found = load_pairs(stage.data, args.seed)
+    pairs, validation = hold_out(found.pairs, stage.data.validation_rows, args.seed)
+    left_out = {dataset: Counter(reasons) for dataset, reasons in found.left_out.items()}
+    data = StageData(left_out=left_out)
+    if stage.name == contrastive.NAME:
+        data.pairs, data.validation = pairs, validation
+        check_images([*pairs, *validation])
+    else:
+        found_rows = stage_rows(pairs, stage.name)
+        data.rows, reasons = list(found_rows), found_rows.left_out
+        if stage.name == eos_bridge.NAME:
+            kept = []
+            for row in data.rows:
+                if eos_bridge.too_long(backbone, row, args.max_length):
+                    reasons.setdefault(row.dataset, Counter())["block A fills max_length"] += 1
+                else:
+                    kept.append(row)
+            data.rows = kept
+        for dataset, counts in reasons.items():
+            left_out.setdefault(dataset, Counter()).update(counts)
+        check_images(row_pairs(data.rows))
+    if not data.datasets():
+        reasons_text = "; ".join(f"{d}: {dict(r)}" for d, r in left_out.items()) or "the data is empty"
+        raise CocoaError(f"stages.{stage.name}: no row of the data can be used ({reasons_text})")
+    return data
+
+
+def row_pairs(rows: Sequence[ContentPair]) -> list[Pair]:
+    """Content rows as pairs, for checks that read pairs."""
+    return [Pair(row.side, Side(), dataset=row.dataset) for row in rows]
+
+
+def build_trainer(stage: Stage, backbone: Backbone, data: StageData, args: StageArguments) -> StageTrainer:
+    """The stage's trainer over its data."""
+    if isinstance(args, joint_reconstruction.JointReconstructionArguments):
+        return joint_reconstruction.build_trainer(backbone, data.rows, args)
+    if isinstance(args, eos_bridge.EosBridgeArguments):
+        return eos_bridge.build_trainer(backbone, data.rows, args)
+    assert isinstance(args, contrastive.ContrastiveArguments)
+    return contrastive.build_trainer(backbone, data.pairs, data.validation, args)
+
+
+def probes(data: StageData) -> list[Side]:
+    """A few inputs of the stage, to compare embeddings before and after the merge."""
+    sides = [row.side for row in data.rows[:PROBES]] or [pair.query for pair in data.pairs[:PROBES]]
+    return sides
+
+
+def _finish(
+    recipe: Recipe,
+    backbone: Backbone,
+    adapters: Any,
+    sides: list[Side],
+    folder: Path,
+    record: dict[str, Any],
+    trainer: StageTrainer,
+) -> None:
+    """Merge in float32, round once, and write the checkpoint so that it appears only when whole."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    backbone.model.eval()
+    before = embed(as_sentence_transformer(backbone), backbone, sides)
+    if adapters is not None:
+        backbone.model = merge_adapters(adapters, partial / "adapter")
+    backbone.model = backbone.model.to(DTYPES[recipe.dtype])
+    after = embed(as_sentence_transformer(backbone), backbone, sides)
+    cosine = torch.nn.functional.cosine_similarity(before, after).min().item()
+    logger.info("least cosine between embeddings before the merge and as saved: %.6f", cosine)
+    backbone.set_image_budget(recipe.image.evaluation())
+    save_checkpoint(backbone, partial, {**record, "merge_cosine": cosine})
+    log = json.dumps(trainer.state.log_history, indent=1)
+    (partial / "training_log.json").write_text(log, encoding="utf-8")
+    os.replace(partial, folder)
+
+
+def _is_done(recipe: Recipe, index: int) -> bool:
+    """Whether a stage's checkpoint is there.
+
+    Raises:
+        CocoaError: it is there, but another recipe wrote it.
+    """
+    folder = stage_folder(recipe, index)
+    if not folder.exists():
+        return False
+    if read_record(folder).get("fingerprint") != recipe.fingerprint(index + 1):
+        raise CocoaError(f"output_dir {recipe.output_dir}: {folder.name} was made by another recipe; choose a new one")
+    return True
+
+
+def _claim(folder: Path, fingerprint: str, is_main: bool) -> None:
+    """Mark a trainer's folder with the recipe that fills it.
+
+    Raises:
+        CocoaError: another recipe's trainer was stopped there.
+    """
+    mark = folder / "fingerprint"
+    if mark.exists() and mark.read_text() != fingerprint:
+        raise CocoaError(f"{folder}: a run of another recipe was stopped here; remove it, or choose a new output_dir")
+    if is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.write_text(fingerprint)
+
+
+@contextmanager
+def _owned(folder: Path, is_main: bool) -> Iterator[None]:
+    """Hold an output folder for this run (its main process) alone."""
+    if not is_main:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise CocoaError(f"output_dir {folder}: another run is writing here; wait for it or choose another") from None
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise CocoaError(f"output_dir {folder}: cannot be written ({error.strerror})") from None

@@ -1,0 +1,114 @@
+"""What is rebuilt from the hidden states: masked tokens (MNTP) and masked patches (MAE).
+
+Losses are *sums* with their element counts; the trainer divides by the count of the global batch, so that
+the same batch gives the same gradients on any number of devices and accumulation steps.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cocoa.corruption import IGNORE_INDEX
+
+
+class TokenPrediction(NamedTuple):
+    """The M hidden tokens of a batch and how well they were predicted, in row-major order."""
+
+    losses: Tensor
+    """(M,) cross-entropy in nats, float32."""
+    correct: Tensor
+    """(M,) boolean, True where the likeliest token is the right one."""
+    rows: Tensor
+    """(M,) the sequence each token belongs to."""
+    positions: Tensor
+    """(M,) the position each token stands at (it was predicted from the one before)."""
+
+
+def masked_next_token_prediction(
+    hidden_states: Tensor, head: nn.Module, labels: Tensor, mask_token_id: int
+) -> TokenPrediction:
+    """Predict each hidden token from the state just before it (MNTP, LLM2Vec; CoCoA stages 1 and 2).
+
+    The head is applied to those states alone: at a vocabulary of 152k it would else be most of a step.
+    The mask token is left out of the softmax: it is never a target, and with an untied head its output
+    row is untrained.
+
+    Args:
+        hidden_states: (B, T, D) post-norm states of the language model.
+        head: the language model's own head, (…, D) -> (…, V).
+        labels: (B, T) original ids of the hidden tokens, `IGNORE_INDEX` elsewhere; column 0 is ignored,
+            since nothing stands before it.
+        mask_token_id: the row of the softmax to leave out.
+
+    Returns:
+        One entry per hidden token; empty tensors where nothing is hidden.
+    """
+    rows, before = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)  # (M,), (M,)
+    targets = labels[rows, before + 1]  # (M,)
+    logits = head(hidden_states[rows, before]).float()  # (M, V)
+    excluded = torch.arange(logits.shape[-1], device=logits.device) == mask_token_id
+    logits = logits.masked_fill(excluded, float("-inf"))
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    return TokenPrediction(losses, logits.argmax(-1) == targets, rows, before + 1)
+
+
+class PatchDecoder(nn.Module):
+    """Rebuild the pixels of hidden patches from the language model's final states (MoCa's decoder).
+
+    One decoder layer copied from the middle of the backbone, run without causality over the whole
+    sequence, then a linear layer to the pixels of one merged token. CoCoA does not publish its decoder;
+    it is thrown away after the stage.
+
+    Args:
+        language_model: the backbone's text model; its middle layer is copied, nothing of it is shared.
+        unit_size: pixel values of one merged token (4 x 1176 for Qwen2-VL).
+    """
+
+    def __init__(self, language_model: nn.Module, unit_size: int) -> None:
+        super().__init__()
+        layers = language_model.layers
+        self.layer = copy.deepcopy(layers[len(layers) // 2]).requires_grad_(True)
+        self.rotary = copy.deepcopy(language_model.rotary_emb)
+        weight = next(self.layer.parameters())
+        self.to_pixels = nn.Linear(
+            language_model.config.hidden_size, unit_size, device=weight.device, dtype=weight.dtype
+        )
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor, position_ids: Tensor, hidden_units: Tensor
+    ) -> Tensor:
+        """Predict the pixels of the hidden units.
+
+        Args:
+            hidden_states: (B, T, D) post-norm states.
+            attention_mask: (B, 1, T, T) boolean layout, bidirectional.
+            position_ids: (3, B, T) M-RoPE positions.
+            hidden_units: (B, T) boolean, True on the image tokens whose patches were hidden.
+
+        Returns:
+            (P, unit_size) predicted pixels, in row-major order of `hidden_units`.
+        """
+        decoded = self.layer(
+            hidden_states,
+            attention_mask=attention_mask,
+            position_embeddings=self.rotary(hidden_states, position_ids),
+        )
+        return self.to_pixels(decoded[hidden_units])
+
+
+def patch_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """Squared error on the hidden patches alone (MAE), summed over units, averaged over a unit's values.
+
+    Args:
+        predicted: (P, unit_size) predicted pixels of the P hidden units.
+        target: (P, unit_size) their pixels as the processor normalised them.
+
+    Returns:
+        A scalar, float32.
+    """
+    return (predicted.float() - target.float()).square().mean(-1).sum()

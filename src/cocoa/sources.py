@@ -1,0 +1,234 @@
+"""What `data.train` of a recipe may name: folders in MMEB-train's layout, and JSON or CSV files of one's own.
+
+Files: JSONL, or a JSON list, of `{"query": {"text", "image", "instruction"}, "target": {...}}` and perhaps
+`"negatives": [{...}]`; the two forms that the released CoCoA code reads, `image_path, caption` (stage 1) and
+`qry, qry_image_path, pos_text` (stage 2); CSV with the columns of `CSV_COLUMNS`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cocoa.errors import CocoaError
+from cocoa.mmeb import (
+    NEGATIVE_COLUMNS,
+    TRAIN_COLUMNS,
+    list_subsets,
+    pair_reader,
+    read_train,
+    sample_rows,
+    select_subsets,
+)
+from cocoa.pairs import Pair, PairSet, Side
+
+SIDE_KEYS = ("text", "image", "instruction")
+CSV_COLUMNS = tuple(f"{side}_{key}" for side in ("query", "target") for key in SIDE_KEYS)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The `data:` block of a recipe.
+
+    Attributes:
+        train: a folder or file, or a list of them; their pairs are concatenated.
+        split: which split of MMEB-train folders.
+        subsets: `all`, or names of data sets (a file's name is its stem).
+        max_rows_per_subset: a random sample of at most that many rows of each data set, decided by the seed.
+        validation_rows: rows of each data set held out of training, at most a fifth of it.
+        hard_negatives: how many negatives of its own each pair keeps, if the data has them.
+        image_root: what image paths are relative to; by default the folder, or the file's folder.
+    """
+
+    train: str | list[str]
+    split: str = "original"
+    subsets: str | list[str] = "all"
+    max_rows_per_subset: int | None = None
+    validation_rows: int = 200
+    hard_negatives: int = 0
+    image_root: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise CocoaError(
+                "data.train: empty; name a folder in MMEB-train's layout, or a JSONL or CSV file"
+            )
+        if self.max_rows_per_subset is not None and self.max_rows_per_subset < 1:
+            raise CocoaError("data.max_rows_per_subset: must be 1 or more, or left out")
+        for key in ("validation_rows", "hard_negatives"):
+            if getattr(self, key) < 0:
+                raise CocoaError(f"data.{key}: must be 0 or more")
+
+
+def load_pairs(config: DataConfig, seed: int) -> PairSet:
+    """All pairs that `data:` names, in the order of its sources, and the rows left out by reason.
+
+    Raises:
+        CocoaError: a source, subset or column is missing, two sources hold a data set of the same name, a row
+            of a file is broken, or nothing is left.
+    """
+    sources = [Path(path) for path in ([config.train] if isinstance(config.train, str) else config.train)]
+    names = {path: list_subsets(path) if path.is_dir() else [_file_name(path)] for path in sources}
+    flat = [name for source in names.values() for name in source]
+    for name in flat:
+        if flat.count(name) > 1 or len(names) < len(sources):
+            raise CocoaError(
+                f"data.train: data set {name} is there twice; row numbers must be unique, rename one"
+            )
+    wanted = select_subsets(config.subsets, flat, "data.train")
+    result = PairSet()
+    for path, there in names.items():
+        subsets = [name for name in there if name in wanted]
+        if not subsets:
+            continue
+        if path.is_dir():
+            limit, root = config.max_rows_per_subset, config.image_root
+            found = read_train(path, config.split, subsets, limit, root, seed)
+        else:
+            found = read_file(path, config.image_root, config.max_rows_per_subset, seed)
+        n = config.hard_negatives
+        result.pairs += [
+            replace(p, negatives=p.negatives[:n]) if len(p.negatives) > n else p for p in found.pairs
+        ]
+        result.left_out |= found.left_out
+    if not result.pairs:
+        raise CocoaError(
+            f"data.train: no usable row in {', '.join(map(str, sources))} ({dict(result.left_out)})"
+        )
+    return result
+
+
+def _file_name(path: Path) -> str:
+    """A file's data set name, once it is known to be there and of a form that is read."""
+    if not path.is_file():
+        raise CocoaError(f"data.train: {path}: no such file or folder")
+    if path.suffix not in (".jsonl", ".json", ".csv"):
+        raise CocoaError(f"data.train: {path}: not a .jsonl, .json or .csv file, nor a folder")
+    return path.stem
+
+
+def read_file(
+    path: str | Path, image_root: str | Path | None = None, max_rows: int | None = None, seed: int = 0
+) -> PairSet:
+    """Reads one JSONL, JSON or CSV file; the data set is named by the file's stem.
+
+    Args:
+        path: the file.
+        image_root: what image paths are relative to; by default the file's folder.
+        max_rows: keep a random sample of at most that many rows.
+        seed: of the sample.
+
+    Raises:
+        CocoaError: a row is not of one of the forms; the message names file and line.
+    """
+    path = Path(path)
+    root = os.path.abspath(image_root or path.parent)
+    read = _csv_pairs if path.suffix == ".csv" else _json_pairs
+    try:
+        pairs = list(read(path, root))
+    except UnicodeDecodeError as error:
+        raise CocoaError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    return PairSet([pairs[index] for index in sample_rows(len(pairs), max_rows, path.stem, seed)])
+
+
+def _csv_pairs(path: Path, root: str) -> Iterator[Pair]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        for column in reader.fieldnames or ():
+            if column not in CSV_COLUMNS:
+                raise CocoaError(
+                    f"{path}: unknown column {column!r}; the columns are {', '.join(CSV_COLUMNS)}"
+                )
+        for record in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in record:
+                raise CocoaError(f"{where}: more fields than columns; put texts with commas in double quotes")
+            query, target = (
+                _side({key: record.get(f"{name}_{key}") for key in SIDE_KEYS}, root, f"{where}, {name}")
+                for name in ("query", "target")
+            )
+            yield Pair(query, target, (), path.stem, reader.line_num)
+
+
+def _json_pairs(path: Path, root: str) -> Iterator[Pair]:
+    mmeb_pair = pair_reader(path.stem, lambda image: os.path.join(root, image))
+    for row, where, record in _json_records(path):
+        if not isinstance(record, dict):
+            raise CocoaError(f"{where}: not a JSON object; write one pair a line")
+        keys = set(record)
+        if keys & {"query", "target"}:
+            _check_keys(record, ("query", "target", "negatives"), where)
+            query, target = (_side(record.get(key), root, f"{where}, {key}") for key in ("query", "target"))
+            negatives = record.get("negatives") or []
+            if not isinstance(negatives, list):
+                raise CocoaError(f"{where}, negatives: not a list; write [{{...}}, ...]")
+            others = tuple(_side(side, root, f"{where}, negatives") for side in negatives)
+            yield Pair(query, target, others, path.stem, row)
+        elif keys & {"image_path", "caption"}:
+            _check_keys(record, ("image_path", "caption"), where)
+            query = _side({"image": record.get("image_path")}, root, f"{where}, image_path")
+            target = _side({"text": record.get("caption")}, root, f"{where}, caption")
+            yield Pair(query, target, (), path.stem, row)
+        else:
+            _check_keys(record, (*TRAIN_COLUMNS, *NEGATIVE_COLUMNS), where)
+            for key in TRAIN_COLUMNS:
+                _text(record, key, where)
+            pair = mmeb_pair(record, row)
+            if isinstance(pair, str):
+                raise CocoaError(f"{where}: {pair}: neither text nor image; fill it in or drop the row")
+            yield pair
+
+
+def _json_records(path: Path) -> Iterator[tuple[int, str, Any]]:
+    """(number from 1, where it stands, parsed record) of a JSON list or of the non-empty lines of JSONL."""
+    with path.open(encoding="utf-8-sig") as file:
+        start = file.readline()
+        while start and not start.strip():
+            start = file.readline()
+        file.seek(0)
+        if start.lstrip().startswith("["):
+            try:
+                records = json.load(file)
+            except json.JSONDecodeError as error:
+                raise CocoaError(
+                    f"{path}, line {error.lineno}: not JSON ({error.msg}); repair the line"
+                ) from None
+            yield from (
+                (number, f"{path}, record {number}", record) for number, record in enumerate(records, 1)
+            )
+            return
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                where = f"{path}, line {number}"
+                try:
+                    yield number, where, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise CocoaError(f"{where}: not JSON ({error.msg}); repair or drop the line") from None
+
+
+def _side(value: Any, root: str, where: str) -> Side:
+    if not isinstance(value, dict):
+        raise CocoaError(f"{where}: not an object; write {{{', '.join(SIDE_KEYS)}}}, any of them left out")
+    _check_keys(value, SIDE_KEYS, where)
+    text, image, instruction = (_text(value, key, where) for key in SIDE_KEYS)
+    if not text and not image:
+        raise CocoaError(f"{where}: neither text nor image; fill it in or drop the row")
+    return Side(instruction, text, os.path.join(root, image) if image else None)
+
+
+def _text(record: dict[str, Any], key: str, where: str) -> str:
+    value = record.get(key)
+    if value is not None and not isinstance(value, str):
+        raise CocoaError(f"{where}: {key} is {value!r}, not text; put it in double quotes")
+    return (value or "").strip()
+
+
+def _check_keys(record: dict[str, Any], known: Sequence[str], where: str) -> None:
+    for key in record:
+        if key not in known:
+            raise CocoaError(f"{where}: unknown key {key!r}; the keys are {', '.join(known)}")

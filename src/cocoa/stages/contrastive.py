@@ -1,0 +1,198 @@
+"""Stage 3, contrastive learning on the EOS token: InfoNCE from query to target, on sentence-transformers' trainer.
+
+Ours over sentence-transformers: equal targets do not count as negatives (by option), rows are drawn by seed
+alone, and DoRA resumes exactly (`StageTrainer`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import torch
+import torch.distributed as dist
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+from sentence_transformers.util import all_gather_with_grad
+from torch import Tensor
+
+from cocoa.backbone import Attention, Backbone
+from cocoa.checkpoint import as_sentence_transformer
+from cocoa.errors import CocoaError
+from cocoa.pairs import Pair, Side
+from cocoa.stages.training import GlobalBatchSampler, StageArguments, StageTrainer
+from cocoa.validation import InPoolEvaluator
+
+NAME = "contrastive"
+FILLER_ID = -1
+"""Content id of a hard negative that a row does not have; never a negative."""
+
+
+@dataclass
+class ContrastiveArguments(StageArguments, SentenceTransformerTrainingArguments):
+    """Arguments of stage 3, over `StageArguments` and sentence-transformers' own.
+
+    `eval_steps` (default 0.25, a share) says how often in-pool hit@1 is taken on the held-out rows.
+
+    Args:
+        mini_batch_size: pairs embedded at once (GradCache); bounds the memory, leaves the gradients as they are.
+        temperature: of the softmax.
+        sub_batch_size: 1 shuffles all data sets together; 64 fills the batch with runs of 64 of one data set.
+        mask_equal_targets: a target with the same text and image as the row's own is no negative.
+        attention: of the text model; `bidirectional` is CoCoA's, `causal` is the plain baseline's.
+        hard_negatives: how many of a row's own negatives to use, 0 for none.
+    """
+
+    batch_size: int = 256
+    mini_batch_size: int = 8
+    temperature: float = 0.02
+    sub_batch_size: int = 1
+    mask_equal_targets: bool = True
+    attention: Attention = "bidirectional"
+    hard_negatives: int = 0
+    eval_strategy: str = "steps"
+    eval_steps: float | None = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gradient_accumulation_steps != 1:
+            raise CocoaError(
+                "contrastive: gradient_accumulation_steps would shrink the pool of negatives; "
+                "lower mini_batch_size instead, which costs no negatives"
+            )
+
+
+class EqualTargetsLoss(CachedMultipleNegativesRankingLoss):
+    """`CachedMultipleNegativesRankingLoss` (query to document) that knows which documents are the same.
+
+    Args:
+        model: the embedding model.
+        mask_equal_targets: leave a document out of a row's negatives where its content id is that of the
+            row's positive, over the batch gathered from all devices.
+        **kwargs: of the parent: `scale`, `mini_batch_size`, `gather_across_devices`.
+
+    Inputs:
+        Columns query, target and any number of negatives; labels (B, 1 + negatives) content ids of target
+        and negatives, int64, `FILLER_ID` for a negative that stands in for none.
+
+    Relations:
+        Equal to the parent where all ids differ.
+    """
+
+    def __init__(self, model: SentenceTransformer, mask_equal_targets: bool = True, **kwargs: Any) -> None:
+        super().__init__(model, **kwargs)
+        self.mask_equal_targets = mask_equal_targets
+
+    def calculate_loss(
+        self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
+    ) -> Tensor:
+        """InfoNCE over the gathered batch, `mini_batch_size` rows of the score matrix at a time."""
+        if labels is None:
+            raise ValueError("EqualTargetsLoss needs content ids in the label column")
+        queries = torch.cat(reps[0])  # (B, D)
+        documents = [torch.cat(column) for column in reps[1:]]
+        batch_size, rank = len(queries), 0
+        ids = labels.T.contiguous()  # (1 + negatives, B)
+        if self.gather_across_devices and dist.is_initialized():
+            documents = [all_gather_with_grad(column) for column in documents]
+            gathered = [torch.empty_like(ids) for _ in range(dist.get_world_size())]
+            dist.all_gather(gathered, ids)
+            ids = torch.cat(gathered, dim=1)
+            rank = dist.get_rank()
+        candidates = torch.cat(documents)  # (world * B * (1 + negatives), D)
+        candidate_ids = ids.flatten()
+        own = torch.arange(batch_size, device=queries.device) + rank * batch_size  # (B,) column of the positive
+
+        losses = []
+        for begin in range(0, batch_size, self.mini_batch_size):
+            columns = own[begin : begin + self.mini_batch_size]  # (b,)
+            scores = self.similarity_fct(queries[begin : begin + len(columns)], candidates) * self.scale
+            excluded = (candidate_ids == FILLER_ID).expand(len(columns), -1)
+            if self.mask_equal_targets:
+                excluded = excluded | (candidate_ids == candidate_ids[columns, None])
+            excluded = excluded.scatter(1, columns[:, None], False)
+            scores = scores.masked_fill(excluded, float("-inf"))
+            loss = torch.nn.functional.cross_entropy(scores, columns, reduction="sum") / batch_size
+            if with_backward:
+                loss.backward()
+                loss = loss.detach()
+            losses.append(loss)
+        return torch.stack(losses).sum()
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The parent's settings and ours."""
+        return {**super().get_config_dict(), "mask_equal_targets": self.mask_equal_targets}
+
+
+class ContrastiveTrainer(StageTrainer, SentenceTransformerTrainer):
+    """Sentence-transformers' trainer with our order of rows and exact resumption."""
+
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """No card: it would read the data set again for its examples, and our checkpoint has its own record."""
+
+
+def pair_dataset(pairs: Sequence[Pair], backbone: Backbone, args: ContrastiveArguments) -> datasets.Dataset:
+    """Columns query, target, negative_1, ... of chat messages, rendered when asked for, and their content ids."""
+
+    def messages(side: Side) -> list[dict[str, Any]]:
+        return backbone.messages(backbone.fit_text(side, args.max_length))
+
+    def render(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        columns: dict[str, list[Any]] = {"query": [], "target": [], "label": []}
+        columns |= {f"negative_{i + 1}": [] for i in range(args.hard_negatives)}
+        for index in batch["index"]:
+            pair = pairs[index]
+            negatives = pair.negatives[: args.hard_negatives]
+            ids = [side.content_id() for side in (pair.target, *negatives)]
+            if pair.target.content_id() in ids[1:]:  # a negative that equals the positive is none
+                ids[1:] = [FILLER_ID if i == ids[0] else i for i in ids[1:]]
+            missing = args.hard_negatives - len(negatives)
+            columns["query"].append(messages(pair.query))
+            columns["target"].append(messages(pair.target))
+            for i, side in enumerate([*negatives, *[Side()] * missing]):
+                columns[f"negative_{i + 1}"].append(messages(side))
+            columns["label"].append(ids + [FILLER_ID] * missing)
+        return columns
+
+    return datasets.Dataset.from_dict({"index": list(range(len(pairs)))}).with_transform(render)
+
+
+def build_trainer(
+    backbone: Backbone, pairs: Sequence[Pair], validation: Sequence[Pair], args: ContrastiveArguments
+) -> ContrastiveTrainer:
+    """The trainer of stage 3.
+
+    Args:
+        backbone: to be trained, adapters (if any) already in place.
+        pairs: to train on.
+        validation: held-out pairs for in-pool hit@1; may be empty.
+        args: of the stage.
+
+    Raises:
+        CocoaError: fewer pairs than a batch.
+    """
+    model = as_sentence_transformer(backbone)
+    if not validation:
+        args.eval_strategy = "no"
+    return ContrastiveTrainer(
+        model=model,
+        args=args,
+        train_dataset=pair_dataset(pairs, backbone, args),
+        loss=EqualTargetsLoss(
+            model,
+            mask_equal_targets=args.mask_equal_targets,
+            scale=1 / args.temperature,
+            mini_batch_size=args.mini_batch_size,
+            gather_across_devices=True,
+        ),
+        evaluator=InPoolEvaluator(validation, backbone, args.mini_batch_size) if validation else None,
+        sampler=GlobalBatchSampler(
+            [pair.dataset for pair in pairs],
+            args.batch_size,
+            args.per_device_train_batch_size,
+            args.seed,
+            args.sub_batch_size,
+        ),
+    )

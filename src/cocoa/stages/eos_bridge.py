@@ -1,0 +1,119 @@
+"""Stage 2, EOS-bridged reconstruction: rebuild a text through the EOS token alone.
+
+A sequence is block A (an image with its instruction and text), one EOS, block B (the other side's
+content). Attention is cut so that what B learns of A has passed through EOS. Departures from the paper,
+where it is silent: a B of up to three tokens is hidden whole, and `layout: strict` is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from cocoa.attention import BRIDGE_LAYOUTS, BridgeLayout
+from cocoa.backbone import Backbone
+from cocoa.corruption import mask_text, row_generator
+from cocoa.errors import CocoaError
+from cocoa.pairs import ContentPair
+from cocoa.stages.reconstruction import (
+    ContentDataset,
+    ReconstructionTrainer,
+    Reconstructor,
+    collate,
+    room_for_text,
+)
+from cocoa.stages.training import GlobalBatchSampler, StageArguments
+
+NAME = "eos_bridge"
+WHOLE_UP_TO = 3
+"""A block B of up to this many tokens is hidden whole."""
+
+
+@dataclass
+class EosBridgeArguments(StageArguments):
+    """Arguments of stage 2, over `StageArguments`.
+
+    Args:
+        text_mask_ratio: share of block B's tokens that are hidden.
+        layout: `published` (EOS sees A and B) or `strict` (EOS sees A only, as at inference).
+    """
+
+    text_mask_ratio: float = 0.7
+    layout: BridgeLayout = "published"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layout not in BRIDGE_LAYOUTS:
+            raise CocoaError(f"layout {self.layout!r}: choose one of {', '.join(BRIDGE_LAYOUTS)}")
+
+
+class EosBridgeDataset(ContentDataset):
+    """Block A, EOS, block B; tokens of B hidden."""
+
+    args: EosBridgeArguments
+
+    def sample(self, row: ContentPair, epoch: int) -> dict[str, Tensor]:
+        """Tensors of one row; see `Reconstructor.forward`, without the batch axis."""
+        backbone, args = self.backbone, self.args
+        block_a = backbone.encode_side(row.side)
+        length_a = len(block_a["input_ids"])  # EOS included
+        block_b = backbone.encode_text(row.text)[: args.max_length - length_a]
+        if not block_b:
+            raise CocoaError(f"block A of {length_a} tokens leaves no room for B in max_length {args.max_length}")
+        input_ids = torch.cat([block_a["input_ids"], torch.tensor(block_b)])
+        corrupted_ids, labels = mask_text(
+            input_ids,
+            torch.arange(len(input_ids)) >= length_a,
+            args.text_mask_ratio,
+            backbone.mask_token_id,
+            row_generator(args.seed, NAME, epoch, row.row_id),
+            whole_up_to=WHOLE_UP_TO,
+        )
+        return {
+            "input_ids": corrupted_ids,
+            "labels": labels,
+            "pixel_values": block_a["pixel_values"],
+            "image_grid_thw": block_a["image_grid_thw"],
+            "eos_position": torch.tensor(length_a - 1),
+        }
+
+
+def too_long(backbone: Backbone, row: ContentPair, max_length: int) -> bool:
+    """Whether block A may fill a sequence so that nothing of B fits: such rows are left out, A is never cut."""
+    room = room_for_text(backbone, max_length)
+    prompt = row.side.prompt()
+    # A token is at least one byte, so only long prompts need the tokenizer.
+    return len(prompt.encode()) >= room and len(backbone.encode_text(prompt)) >= room
+
+
+def build_trainer(
+    backbone: Backbone, rows: Sequence[ContentPair], args: EosBridgeArguments
+) -> ReconstructionTrainer:
+    """The trainer of stage 2.
+
+    Args:
+        backbone: to be trained, adapters (if any) already in place.
+        rows: block A and the text of block B, each; none of them `too_long`.
+        args: of the stage.
+
+    Raises:
+        CocoaError: fewer rows than a batch.
+    """
+    return ReconstructionTrainer(
+        model=Reconstructor(backbone, layout=args.layout),
+        args=args,
+        train_dataset=EosBridgeDataset(rows, backbone, args),
+        data_collator=partial(collate, pad_token_id=backbone.tokenizer.pad_token_id),
+        sampler=GlobalBatchSampler(
+            [row.dataset for row in rows],
+            args.batch_size,
+            args.per_device_train_batch_size,
+            args.seed,
+            with_epoch=True,
+        ),
+        weights={"token": 1.0},
+    )

@@ -1,0 +1,216 @@
+"""What joint reconstruction and EOS-bridged reconstruction share: the model around the backbone, and its trainer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from cocoa.attention import BridgeLayout, bidirectional, eos_bridged
+from cocoa.backbone import Backbone
+from cocoa.corruption import IGNORE_INDEX
+from cocoa.errors import CocoaError
+from cocoa.pairs import ContentPair
+from cocoa.reconstruction import PatchDecoder, masked_next_token_prediction, patch_loss
+from cocoa.stages.training import StageArguments, StageTrainer
+
+Sums = dict[str, tuple[Tensor, Tensor]]
+"""Named sums with the counts they are to be divided by."""
+
+
+class Reconstructor(nn.Module):
+    """The backbone under an attention layout, and what rebuilds its hidden elements.
+
+    Args:
+        backbone: with its language-model head; adapters, if any, already in place.
+        layout: how EOS bridges two blocks, or None for one bidirectional sequence.
+        patch_decoder: rebuilds hidden patches, or None where no patch is hidden.
+    """
+
+    def __init__(
+        self, backbone: Backbone, layout: BridgeLayout | None = None, patch_decoder: PatchDecoder | None = None
+    ) -> None:
+        super().__init__()
+        self.model = backbone.model
+        self.patch_decoder = patch_decoder
+        self.layout = layout
+        self._rope_positions = backbone.rope_positions
+        self._mask_token_id = backbone.mask_token_id
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Recompute the backbone's activations in the backward pass."""
+        self.model.activation_checkpointing_enable(**kwargs)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        pixel_values: Tensor,
+        image_grid_thw: Tensor,
+        eos_position: Tensor | None = None,
+        hidden_units: Tensor | None = None,
+        target_pixels: Tensor | None = None,
+    ) -> Sums:
+        """One forward pass over the corrupted input, and every loss term of it.
+
+        Args:
+            input_ids: (B, T) corrupted ids, padded on the right.
+            attention_mask: (B, T), 1 on real tokens.
+            labels: (B, T) ids of the hidden tokens, `IGNORE_INDEX` elsewhere.
+            pixel_values: (patches, values) corrupted pixels of all images.
+            image_grid_thw: (images, 3).
+            eos_position: (B,) where the bridge stands; only with a bridge layout.
+            hidden_units: (B, T) True on image tokens whose patches are hidden; only with a patch decoder.
+            target_pixels: (P, unit_size) pixels of the hidden units.
+
+        Returns:
+            Sums and counts: `token` (MNTP), `accuracy`, and `patch` (MAE) or, with a bridge, `first` (the
+            first token of block B, decoded from the final state of EOS itself).
+        """
+        positions = self._rope_positions(input_ids, attention_mask, image_grid_thw)
+        if self.layout is None:
+            mask = bidirectional(attention_mask)
+        else:
+            assert eos_position is not None
+            mask = eos_bridged(eos_position, attention_mask, self.layout)
+        hidden_states = self.model.model(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=positions,
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            use_cache=False,
+        ).last_hidden_state
+        tokens = masked_next_token_prediction(hidden_states, self.model.lm_head, labels, self._mask_token_id)
+        count = torch.tensor(len(tokens.losses), device=input_ids.device)
+        sums = {"token": (tokens.losses.sum(), count), "accuracy": (tokens.correct.sum(), count)}
+        if eos_position is not None:
+            first = tokens.positions == eos_position[tokens.rows] + 1
+            sums["first"] = (tokens.losses[first].sum(), first.sum())
+        if self.patch_decoder is not None:
+            assert hidden_units is not None and target_pixels is not None
+            predicted = self.patch_decoder(hidden_states, mask, positions, hidden_units)
+            sums["patch"] = (patch_loss(predicted, target_pixels), hidden_units.sum())
+        return sums
+
+
+class ReconstructionTrainer(StageTrainer):
+    """Sums each loss term over the global batch and divides once, so that 8 x 1 equals 1 x 8.
+
+    Logs the mean of every term: `token_loss`, `token_accuracy`, `patch_loss`, `first_loss`.
+
+    Args:
+        weights: weight of each loss term that is trained on.
+        **kwargs: of `StageTrainer`.
+    """
+
+    def __init__(self, *, weights: dict[str, float], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.weights = weights
+        self.loss_is_scaled_for_ga = True
+        self._logged: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, device=self.args.device))
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Any:
+        """(2,) hidden tokens and hidden patch units of the step, over all devices and accumulation steps."""
+        counts = torch.zeros(2, device=device)
+        for batch in batch_samples:
+            counts[0] += (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
+            if "hidden_units" in batch:
+                counts[1] += batch["hidden_units"].sum()
+        if self.args.world_size > 1:
+            counts = self.accelerator.gather(counts[None]).sum(0)
+        return counts
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The weighted loss of this piece, as its share of the global batch's mean."""
+        sums = model(**inputs)
+        counts = dict(zip(("token", "patch"), num_items_in_batch, strict=True))
+        loss = sum(weight * sums[term][0] / counts[term] for term, weight in self.weights.items())
+        for term, (total, count) in sums.items():
+            self._logged[term] += torch.stack([total.detach().float(), count.float()])
+        loss = loss * self.args.world_size  # DDP averages the gradients of the processes
+        return (loss, {}) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the terms' means since the last log to the trainer's line."""
+        if "loss" in logs:
+            for term in sorted(self._logged):
+                total, count = self.accelerator.reduce(self._logged[term], reduction="sum").tolist()
+                name = "token_accuracy" if term == "accuracy" else f"{term}_loss"
+                logs[name] = round(total / max(count, 1), 4)
+            self._logged.clear()
+        super().log(logs, start_time)
+
+
+class ContentDataset(Dataset):
+    """Rows of content, encoded and corrupted when asked for; the key is `(epoch, row)`.
+
+    Args:
+        rows: what to rebuild.
+        backbone: encodes a row.
+        args: of the stage, for seed, ratios and length.
+    """
+
+    def __init__(self, rows: Sequence[ContentPair], backbone: Backbone, args: StageArguments) -> None:
+        self.rows = rows
+        self.backbone = backbone
+        self.args = args
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        epoch, index = key
+        row = self.rows[index]
+        try:
+            return self.sample(row, epoch)
+        except CocoaError as error:
+            raise CocoaError(f"row {row.row_id}: {error}") from error
+
+    def sample(self, row: ContentPair, epoch: int) -> dict[str, Tensor]:
+        """Tensors of one row, corrupted as the epoch says."""
+        raise NotImplementedError
+
+
+def room_for_text(backbone: Backbone, max_length: int) -> int:
+    """Tokens left for text beside the largest image, its two markers and EOS.
+
+    Raises:
+        CocoaError: none are left.
+    """
+    room = max_length - backbone.images.tokens[1] - 3
+    if room < 1:
+        raise CocoaError(
+            f"max_length {max_length} leaves no room for text beside an image of up to {backbone.images.tokens[1]} "
+            "tokens; raise it or lower image.train_tokens"
+        )
+    return room
+
+
+def collate(samples: list[dict[str, Tensor]], pad_token_id: int) -> dict[str, Tensor]:
+    """Pad token tensors on the right, and concatenate images."""
+    fill = {"input_ids": pad_token_id, "labels": IGNORE_INDEX, "hidden_units": False}
+    batch: dict[str, Tensor] = {}
+    for key in samples[0]:
+        values = [sample[key] for sample in samples]
+        if key in fill:
+            batch[key] = pad_sequence(values, batch_first=True, padding_value=fill[key])
+        elif key == "eos_position":
+            batch[key] = torch.stack(values)
+        else:
+            batch[key] = torch.cat(values)
+    lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
+    batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
+    return batch

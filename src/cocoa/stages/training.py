@@ -1,0 +1,222 @@
+"""What every stage's training shares: the order of rows, exact resumption, a global batch.
+
+Written where the libraries are silently wrong or depend on the number of workers:
+
+- the order of rows comes from (seed, epoch) alone, and a step's batch is the same rows on any number of
+  devices (`GlobalBatchSampler`);
+- a trainer's checkpoint holds every trainable parameter by name, and a missing or foreign name is an error
+  (`StageTrainer`); transformers restores a full-tuned Qwen2-VL, and DoRA under sentence-transformers, wrongly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from cocoa.errors import CocoaError
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_NAME = "trainable.safetensors"
+COMPLETE_NAME = "complete"
+
+
+@dataclass
+class StageArguments(TrainingArguments):
+    """Arguments that every stage shares, over `TrainingArguments` (every name of which works).
+
+    Defaults that differ from transformers: `dataloader_drop_last` and `remove_unused_columns` are what the
+    stages need; `learning_rate` 2e-5, `warmup_steps` 0.05 (a share), `logging_steps` 10, `save_steps` 0.1
+    (a share), `save_total_limit` 2.
+
+    Args:
+        batch_size: pairs a step over all devices and accumulation steps; what does not divide is an error.
+        max_length: tokens a sequence may have, image tokens included; text is shortened to fit, an image
+            or EOS never.
+    """
+
+    batch_size: int = 64
+    max_length: int = 4096
+    learning_rate: float = 2e-5
+    warmup_steps: float = 0.05
+    logging_steps: float = 10
+    save_steps: float = 0.1
+    save_total_limit: int | None = 2
+    dataloader_drop_last: bool = True
+    remove_unused_columns: bool | None = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_gpu > 1:
+            raise CocoaError(
+                "several GPUs in one process are not supported: start with `accelerate launch` or `torchrun`, "
+                "or set CUDA_VISIBLE_DEVICES to one"
+            )
+        parts = self.world_size * self.gradient_accumulation_steps
+        if self.batch_size < 1 or self.batch_size % parts:
+            raise CocoaError(
+                f"batch_size {self.batch_size} does not divide by {self.world_size} devices x "
+                f"{self.gradient_accumulation_steps} accumulation steps; change one of them"
+            )
+        self.per_device_train_batch_size = self.batch_size // parts
+
+
+class GlobalBatchSampler(BatchSampler):
+    """The order of the training rows, decided by seed and epoch alone.
+
+    Each step's global batch is cut into consecutive pieces, one for each device and accumulation step, so
+    that the union of a step's pieces does not depend on how many there are. Rows that do not fill a last
+    batch wait for the next epoch's order.
+
+    Args:
+        datasets: the data set of each row.
+        batch_size: rows in a global batch.
+        piece_size: rows in a piece.
+        seed: of the order.
+        sub_batch_size: 1 shuffles all rows; n fills the batch with runs of n rows of one data set.
+        with_epoch: yield `(epoch, row)` keys, for masks that change with the epoch, instead of rows.
+
+    Raises:
+        CocoaError: fewer rows than a batch, or a batch that `sub_batch_size` does not divide.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[str],
+        batch_size: int,
+        piece_size: int,
+        seed: int,
+        sub_batch_size: int = 1,
+        with_epoch: bool = False,
+    ) -> None:
+        if batch_size % sub_batch_size:
+            raise CocoaError(f"batch_size {batch_size} does not divide by sub_batch_size {sub_batch_size}")
+        self.rows_of: dict[str, list[int]] = defaultdict(list)
+        for row, dataset in enumerate(datasets):
+            self.rows_of[dataset if sub_batch_size > 1 else ""].append(row)
+        usable = sum(len(rows) // sub_batch_size * sub_batch_size for rows in self.rows_of.values())
+        self.steps_per_epoch = usable // batch_size
+        if not self.steps_per_epoch:
+            raise CocoaError(f"batch_size {batch_size} is more than the {usable} rows there are; lower it or add data")
+        self.global_batch_size = batch_size
+        self.batch_size = piece_size
+        self.drop_last = True
+        self.seed = seed
+        self.sub_batch_size = sub_batch_size
+        self.with_epoch = with_epoch
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * (self.global_batch_size // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        order = self.order(self.epoch)
+        keys: list[Any] = [(self.epoch, row) for row in order] if self.with_epoch else order
+        for start in range(0, len(keys), self.batch_size):
+            yield keys[start : start + self.batch_size]
+
+    def order(self, epoch: int) -> list[int]:
+        """The rows of one epoch, a multiple of the global batch."""
+        digest = hashlib.blake2b(f"{self.seed}\0order\0{epoch}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
+        runs: list[list[int]] = []
+        size = self.sub_batch_size
+        for rows in self.rows_of.values():
+            shuffled = [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
+            runs += [shuffled[i : i + size] for i in range(0, len(rows) // size * size, size)]
+        if len(self.rows_of) > 1:
+            runs = [runs[i] for i in torch.randperm(len(runs), generator=generator).tolist()]
+        flat = [row for run in runs for row in run]
+        return flat[: self.steps_per_epoch * self.global_batch_size]
+
+
+class _FollowEpoch(TrainerCallback):
+    """Tells the sampler which epoch it is, also after a restart on several devices, where the loader does not."""
+
+    def __init__(self, sampler: GlobalBatchSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.sampler.epoch = state.global_step // self.sampler.steps_per_epoch
+
+
+class StageTrainer(Trainer):
+    """A `Trainer` whose checkpoints restore exactly, and whose batches do not depend on the machine.
+
+    Args:
+        sampler: the order of the rows of `train_dataset`.
+        **kwargs: of the trainer this is mixed into.
+    """
+
+    def __init__(self, *, sampler: GlobalBatchSampler, **kwargs: Any) -> None:
+        self.sampler = sampler
+        super().__init__(**kwargs)
+        self.add_callback(_FollowEpoch(sampler))
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches in the sampler's order, each process its pieces."""
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(loader)
+
+    def train_or_resume(self) -> None:
+        """Train, from the last complete checkpoint where there is one."""
+        last = last_checkpoint(Path(self.args.output_dir))
+        if last is not None:
+            logger.info("resuming from %s", last)
+        self.train(resume_from_checkpoint=str(last) if last else None)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: p.detach().cpu().contiguous() for name, p in trainable(self.model)}, folder / WEIGHTS_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        path = Path(resume_from_checkpoint) / WEIGHTS_NAME
+        saved = load_file(path)
+        parameters = dict(trainable(model or self.model))
+        if different := sorted(saved.keys() ^ parameters.keys()):
+            raise CocoaError(
+                f"{path}: parameter {different[0]} is not in both the file and this run's model; the recipe "
+                "changed since: remove the stage's folder to start it again"
+            )
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(saved[name])
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE_NAME).touch()
+
+
+def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that training changes, by name; shared ones once."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest trainer checkpoint that was written to its end, or None."""
+    complete = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE_NAME}")]
+    return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)

@@ -1,0 +1,55 @@
+"""In-pool hit@1 on held-out pairs, taken while a contrastive stage runs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
+
+from cocoa.backbone import Backbone
+from cocoa.checkpoint import embed
+from cocoa.pairs import Pair
+
+
+class InPoolEvaluator(BaseEvaluator):
+    """How often a query's own target is the nearest among its data set's held-out targets.
+
+    Targets with the same text and image are one target. A tie counts against the model.
+
+    Args:
+        pairs: held out of training.
+        backbone: renders a side as training does.
+        batch_size: sides embedded at once.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], backbone: Backbone, batch_size: int = 8) -> None:
+        super().__init__()
+        self.pools: dict[str, list[Pair]] = defaultdict(list)
+        for pair in pairs:
+            self.pools[pair.dataset].append(pair)
+        self.backbone = backbone
+        self.batch_size = batch_size
+        self.primary_metric = "validation_hit@1"
+
+    def __call__(
+        self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
+    ) -> dict[str, Any]:
+        """hit@1 of every data set, and their plain mean under `validation_hit@1`."""
+        scores = {dataset: self._hit_at_1(model, pairs) for dataset, pairs in self.pools.items()}
+        metrics = {f"validation_{dataset}_hit@1": score for dataset, score in scores.items()}
+        return metrics | {self.primary_metric: sum(scores.values()) / len(scores)}
+
+    def _hit_at_1(self, model: SentenceTransformer, pairs: list[Pair]) -> float:
+        targets = {pair.target.content_id(): pair.target for pair in pairs}
+        column = {content_id: i for i, content_id in enumerate(targets)}
+        queries = embed(model, self.backbone, [pair.query for pair in pairs], self.batch_size)
+        pool = embed(model, self.backbone, list(targets.values()), self.batch_size)
+        own = torch.tensor([column[pair.target.content_id()] for pair in pairs])
+        scores = queries @ pool.T  # (queries, targets)
+        positive = scores.gather(1, own[:, None])
+        rank = (scores >= positive).sum(1)  # itself and every tie
+        return (rank == 1).float().mean().item()
