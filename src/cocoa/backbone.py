@@ -107,21 +107,9 @@ class Backbone:
         self.processor.image_processor.size = {"shortest_edge": least * area, "longest_edge": most * area}
         self.images = images
 
-    def image(self, side: Side) -> Image.Image | None:
-        """The side's image as upright RGB, squashed where the budget says so, or None."""
-        return None if side.image is None else fit_image(load_image(side.image), self.images, self.patch_size)
-
     def messages(self, side: Side) -> list[dict[str, Any]]:
-        """The side as chat messages: the instruction as a system message, then image and text."""
-        content: list[dict[str, Any]] = []
-        if (image := self.image(side)) is not None:
-            content.append({"type": "image", "image": image})
-        if text := side.text.strip():
-            content.append({"type": "text", "text": text})
-        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        if instruction := side.instruction.strip():
-            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": instruction}]})
-        return messages
+        """The side as chat messages, its image fitted to the budget."""
+        return chat_messages(side, self.images, self.patch_size)
 
     def encode_side(self, side: Side) -> dict[str, Tensor]:
         """One side through the chat template and the processor, without padding.
@@ -178,6 +166,25 @@ class Backbone:
         return positions
 
 
+def chat_messages(side: Side, images: ImageBudget, patch_size: int = 28) -> list[dict[str, Any]]:
+    """The side as chat messages: the instruction as a system message, then image and text.
+
+    Args:
+        side: what to embed.
+        images: says whether the image is squashed to a square.
+        patch_size: side of a merged token in pixels.
+    """
+    content: list[dict[str, Any]] = []
+    if side.image is not None:
+        content.append({"type": "image", "image": fit_image(load_image(side.image), images, patch_size)})
+    if text := side.text.strip():
+        content.append({"type": "text", "text": text})
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    if instruction := side.instruction.strip():
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": instruction}]})
+    return messages
+
+
 def inert(text: str) -> str:
     """The text as the chat template writes it: no outer whitespace, and no control token in it."""
     return text.strip().replace("<|", "< |")
@@ -202,7 +209,7 @@ def fit_image(image: Image.Image, images: ImageBudget, patch_size: int) -> Image
 def load_backbone(
     name: str | Path,
     images: ImageBudget | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
     attention: Attention | None = None,
 ) -> Backbone:
     """Load a checkpoint of the Qwen2-VL family for training or embedding.
@@ -210,7 +217,7 @@ def load_backbone(
     Args:
         name: hub id or folder of a Qwen2-VL or Qwen2.5-VL checkpoint, untouched or saved by a stage.
         images: image token budget; None keeps what the checkpoint's image processor says.
-        dtype: of the weights in memory.
+        dtype: of the weights in memory; `auto` takes the files'.
         attention: set the text model bidirectional or causal; None leaves it as the checkpoint says.
 
     Raises:

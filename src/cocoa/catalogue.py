@@ -8,10 +8,11 @@ of the 36 is read with all their instructions known, and every other text in it 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
+from typing import Any
 
 import yaml
 
@@ -45,7 +46,7 @@ def datasets() -> dict[str, MMEBDataset]:
 
 
 def find_dataset(name: str) -> MMEBDataset | None:
-    """The data set of this name, spelled as in MMEB-eval or in MMEB-train; None if it is not one of the 36."""
+    """The data set of this name, spelled as in MMEB-eval or MMEB-train; None if it is not one of the 36."""
     return datasets().get(name) or next(
         (entry for entry in datasets().values() if entry.train_name == name), None
     )
@@ -109,6 +110,45 @@ def instructions_of(name: str) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
     if entry is None:
         return False, known_instructions(), known_instructions()
     return True, entry.query, entry.target
+
+
+TRAIN_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path")
+NEGATIVE_COLUMNS = ("neg_text", "neg_image_path")
+
+
+def pair_reader(name: str, locate: Callable[[str], str]) -> Callable[[dict[str, Any], int], Pair | str]:
+    """A function from (record with MMEB-train's columns, row number) to a pair, or to the reason for none.
+
+    A hard negative that is an image without text (VisDial's are) gets the instruction of its row's target:
+    without it, the missing instruction alone would tell negatives from targets.
+    """
+    known, queries, targets = instructions_of(name)
+
+    def side(text: str | None, path: str | None, instructions: tuple[str, ...]) -> Side:
+        return make_side(text, locate(path) if path else None, instructions, known)
+
+    def to_pair(record: dict[str, Any], row: int) -> Pair | str:
+        query = side(record.get("qry"), record.get("qry_image_path"), queries)
+        target = side(record.get("pos_text"), record.get("pos_image_path"), targets)
+        for what, read in (("query", query), ("target", target)):
+            if read.image is None and not read.text:
+                return f"empty {what}"
+        texts, paths = _as_list(record.get("neg_text")), _as_list(record.get("neg_image_path"))
+        negatives = []
+        for index in range(max(len(texts), len(paths))):
+            text, path = (items[index] if index < len(items) else None for items in (texts, paths))
+            negative = side(text, path, targets)
+            if negative.image is not None and not negative.prompt():
+                negative = replace(negative, instruction=target.instruction)
+            if negative.image is not None or negative.text:
+                negatives.append(negative)
+        return Pair(query, target, tuple(negatives), name, row)
+
+    return to_pair
+
+
+def _as_list(value: str | list[str] | None) -> list[str]:
+    return value if isinstance(value, list) else [value or ""]
 
 
 class StageRows(list[ContentPair]):

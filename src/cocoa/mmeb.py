@@ -8,17 +8,24 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cocoa.catalogue import clean, find_dataset, instructions_of, make_side
+from cocoa.catalogue import (
+    NEGATIVE_COLUMNS,
+    TRAIN_COLUMNS,
+    clean,
+    find_dataset,
+    instructions_of,
+    make_side,
+    pair_reader,
+)
 from cocoa.errors import CocoaError
 from cocoa.pairs import Pair, PairSet, Side, check_image_files
 
@@ -98,9 +105,6 @@ def _read_split(folder: Path, split: str, needed: Sequence[str], optional: Seque
 
 # ---------------------------------------------------------------------------------------------- MMEB-train
 
-TRAIN_COLUMNS = ("qry", "qry_image_path", "pos_text", "pos_image_path")
-NEGATIVE_COLUMNS = ("neg_text", "neg_image_path")
-
 
 def read_train(
     folder: str | Path,
@@ -110,7 +114,7 @@ def read_train(
     image_root: str | Path | None = None,
     seed: int = 0,
 ) -> PairSet:
-    """Reads a folder in MMEB-train's layout: a folder a data set, with `<split>-00000-of-00001.parquet` in it.
+    """Reads a folder in MMEB-train's layout: a folder a data set, `<split>-00000-of-00001.parquet` in it.
 
     Args:
         folder: holds the data sets' folders.
@@ -140,41 +144,6 @@ def read_train(
             else:
                 result.leave_out(name, pair)
     return result
-
-
-def pair_reader(name: str, locate: Callable[[str], str]) -> Callable[[dict[str, Any], int], Pair | str]:
-    """A function from (record with MMEB-train's columns, row number) to a pair, or to the reason for none.
-
-    A hard negative that is an image without text (VisDial's are) gets the instruction of its row's target:
-    without it, the missing instruction alone would tell negatives from targets.
-    """
-    known, queries, targets = instructions_of(name)
-
-    def side(text: str | None, path: str | None, instructions: tuple[str, ...]) -> Side:
-        return make_side(text, locate(path) if path else None, instructions, known)
-
-    def to_pair(record: dict[str, Any], row: int) -> Pair | str:
-        query = side(record.get("qry"), record.get("qry_image_path"), queries)
-        target = side(record.get("pos_text"), record.get("pos_image_path"), targets)
-        for what, read in (("query", query), ("target", target)):
-            if read.image is None and not read.text:
-                return f"empty {what}"
-        texts, paths = _as_list(record.get("neg_text")), _as_list(record.get("neg_image_path"))
-        negatives = []
-        for index in range(max(len(texts), len(paths))):
-            text, path = (items[index] if index < len(items) else None for items in (texts, paths))
-            negative = side(text, path, targets)
-            if negative.image is not None and not negative.prompt():
-                negative = replace(negative, instruction=target.instruction)
-            if negative.image is not None or negative.text:
-                negatives.append(negative)
-        return Pair(query, target, tuple(negatives), name, row)
-
-    return to_pair
-
-
-def _as_list(value: str | list[str] | None) -> list[str]:
-    return value if isinstance(value, list) else [value or ""]
 
 
 # ---------------------------------------------------------------------------------------------- MMEB-eval
@@ -227,6 +196,13 @@ def read_eval(
                 f"{folder / name}: no column {', '.join(missing)} in split {split!r}; download it again"
             )
         roots = [str(image_root)] if image_root else [os.path.join(folder, sub) for sub in EVAL_IMAGE_FOLDERS]
+        for column in ("tgt_text", "tgt_img_path"):
+            if column in table.column_names and not pa.types.is_list(table[column].type):
+                raise CocoaError(
+                    f"{folder / name}: column {column} holds no lists (of one string a candidate)"
+                )
+        if not len(table):
+            raise CocoaError(f"{folder / name}: no rows in split {split!r}; download it again")
         found.append(_eval_dataset(name, table, [os.path.abspath(root) for root in roots]))
     return found
 
@@ -264,9 +240,10 @@ def _eval_dataset(name: str, table: pa.Table, roots: Sequence[str]) -> EvalDatas
             rest, p = divmod(number, len(path[1]))
             said, content = clean(instruction[1][rest // len(text[1])]), text[1][rest % len(text[1])]
             image = os.path.join(root, path[1][p]) if path[1][p] else None
-            side = (
-                Side(said, clean(content), image) if said else make_side(content, image, instructions, known)
-            )
+            if said:
+                side = Side(said, clean(content), image)
+            else:
+                side = make_side(content, image, instructions, known)
             ids[i] = inputs.setdefault(side, len(inputs))
         return ids[inverse]
 

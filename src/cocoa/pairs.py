@@ -145,11 +145,11 @@ def content_pairs(pair: Pair, stage: str, rule: str = "auto") -> ContentPair | s
         pair: the row.
         stage: `joint_reconstruction` or `eos_bridge`.
         rule: which content, in the words of `data/mmeb.yaml`: an image and its texts
-            (`query_image + query_text + target_text`), block A and B (`query -> target_text`; where both are of
-            one side, A keeps only its image and instruction), or `off`. `auto` decides by where the images are:
-            the texts of both sides belong to a query's image when the target has none; a target's image takes
-            its own text, or else the query's. Two images have no text in common, so they give nothing to joint
-            reconstruction. The bridge goes from the query if it has an image, else from the target.
+            (`query_image + query_text + target_text`), block A and B (`query -> target_text`; where both are
+            of one side, A keeps only its image and instruction), or `off`. `auto` decides by where the images
+            are: the texts of both sides belong to a query's image when the target has none; a target's image
+            takes its own text, or else the query's. Two images have no text in common, so they give nothing
+            to joint reconstruction. The bridge goes from the query if it has an image, else from the target.
     """
     if stage not in CONTENT_STAGES:
         raise ValueError(f"{stage!r} rebuilds nothing; content_pairs is for {' and '.join(CONTENT_STAGES)}")
@@ -239,6 +239,6 @@ def check_image_files(images: Iterable[tuple[str, str, int]]) -> None:
     if missing:
         path, dataset, row = missing[0]
         raise CocoaError(
-            f"{path}: no such image file (data set {dataset}, row {row}); {len(missing)} of {len(seen)} images "
-            f"are missing: unpack the data set's images, or name the folder that holds them as `data.image_root`"
+            f"{path}: no such image file (data set {dataset}, row {row}); {len(missing)} of {len(seen)} are "
+            f"missing; unpack the data set's images, or name the folder that holds them as `data.image_root`"
         )

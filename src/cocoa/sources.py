@@ -15,16 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cocoa.catalogue import NEGATIVE_COLUMNS, TRAIN_COLUMNS, pair_reader
 from cocoa.errors import CocoaError
-from cocoa.mmeb import (
-    NEGATIVE_COLUMNS,
-    TRAIN_COLUMNS,
-    list_subsets,
-    pair_reader,
-    read_train,
-    sample_rows,
-    select_subsets,
-)
+from cocoa.mmeb import list_subsets, read_train, sample_rows, select_subsets
 from cocoa.pairs import Pair, PairSet, Side
 
 SIDE_KEYS = ("text", "image", "instruction")
@@ -73,16 +66,14 @@ def load_pairs(config: DataConfig, seed: int) -> PairSet:
             of a file is broken, or nothing is left.
     """
     sources = [Path(path) for path in ([config.train] if isinstance(config.train, str) else config.train)]
-    names = {path: list_subsets(path) if path.is_dir() else [_file_name(path)] for path in sources}
-    flat = [name for source in names.values() for name in source]
-    for name in flat:
-        if flat.count(name) > 1 or len(names) < len(sources):
-            raise CocoaError(
-                f"data.train: data set {name} is there twice; row numbers must be unique, rename one"
-            )
-    wanted = select_subsets(config.subsets, flat, "data.train")
+    listed = [(path, list_subsets(path) if path.is_dir() else [_file_name(path)]) for path in sources]
+    names = [name for _, there in listed for name in there]
+    for name in names:
+        if names.count(name) > 1:
+            raise CocoaError(f"data.train: data set {name!r} is there twice; rename one, or drop its source")
+    wanted = select_subsets(config.subsets, names, "data.train")
     result = PairSet()
-    for path, there in names.items():
+    for path, there in listed:
         subsets = [name for name in there if name in wanted]
         if not subsets:
             continue

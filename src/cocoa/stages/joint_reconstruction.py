@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from transformers import set_seed
 
 from cocoa.backbone import Backbone
 from cocoa.corruption import mask_patches, mask_text, row_generator
@@ -94,6 +95,7 @@ def build_trainer(
     room_for_text(backbone, args.max_length)
     images = backbone.processor.image_processor
     unit_size = images.merge_size**2 * 3 * images.temporal_patch_size * images.patch_size**2
+    set_seed(args.seed)  # of the decoder's new weights
     decoder = PatchDecoder(backbone.model.model.language_model, unit_size).float()
     return ReconstructionTrainer(
         model=Reconstructor(backbone, patch_decoder=decoder),

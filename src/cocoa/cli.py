@@ -1,0 +1,120 @@
+"""The command line: parse, call one function, print.
+
+A user's mistake ends in one line and exit status 2; a traceback is a bug of ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from cocoa.errors import CocoaError
+
+app = typer.Typer(
+    name="cocoa",
+    help="Turn a multimodal LLM into an embedding model (CoCoA, arXiv 2603.01471).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe; see recipes/ for examples.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, dotted: stages.contrastive.max_steps=100"),
+]
+
+
+@app.command()
+def train(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Run a recipe's stages in order; the result is OUTPUT_DIR/final. A stopped run goes on where it was."""
+    from cocoa.pipeline import train as run
+    from cocoa.recipe import load_recipe
+
+    final = run(load_recipe(recipe, overrides or []))
+    if _is_main_process():
+        console.print(f"done: [bold]{final}[/bold]", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
+    more_subsets: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    *,
+    data: Annotated[Path, typer.Option(help="Folder in MMEB-eval's layout.")],
+    output: Annotated[Path, typer.Option(help="Where score files are written.")],
+    subsets: Annotated[list[str] | None, typer.Option(metavar="A B ...", help="Data sets to score; else all.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Inputs encoded at once.")] = 8,
+) -> None:
+    """Score a model: hit@1 of each data set, and the averages."""
+    from cocoa.evaluation import evaluate as run
+
+    if more_subsets and not subsets:  # `--subsets A B` puts B among the arguments
+        raise CocoaError(f"evaluate: unexpected argument {more_subsets[0]!r}; name data sets after --subsets")
+    result = run(model, data, output, [*(subsets or []), *(more_subsets or [])] or "all", batch_size)
+    console.print(score_table({Path(model).name: result}))
+    console.print(f"score files: {output}", soft_wrap=True)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/demo"),
+    backbone: Annotated[str, typer.Option(help="tiny-qwen2-vl or tiny-qwen2.5-vl.")] = "tiny-qwen2-vl",
+) -> None:
+    """See the whole pipeline run, in a minute, on a few photographs and a tiny random backbone."""
+    from cocoa.demo import run
+
+    scores = run(output, backbone)
+    console.print(score_table(scores))
+    console.print(
+        "The backbone is tiny and random and the photographs are few: this shows that the machinery runs, "
+        "not what the method can do."
+    )
+
+
+def score_table(results: dict[str, dict[str, Any]]) -> Table:
+    """hit@1 in percent: a row for each average and data set, a column for each model."""
+    table = Table(title="hit@1 (%)")
+    table.add_column("")
+    for name in results:
+        table.add_column(name, justify="right")
+    first = next(iter(results.values()))
+    for group, average in first["averages"].items():
+        if average["datasets"]:
+            label = group if not average["missing"] else f"{group} ({average['datasets']} of {average['of']} sets)"
+            values = [f"{result['averages'][group]['hit@1']:.1f}" for result in results.values()]
+            table.add_row(label, *values, style="bold" if group == "All" else None)
+    table.add_section()
+    for dataset in first["datasets"]:
+        table.add_row(dataset, *[f"{result['datasets'][dataset]:.1f}" for result in results.values()])
+    return table
+
+
+def _is_main_process() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def main() -> None:
+    """Entry point of the `cocoa` command."""
+    level = logging.INFO if _is_main_process() else logging.ERROR
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("cocoa").setLevel(level)
+    try:
+        app(standalone_mode=True)
+    except CocoaError as error:
+        sys.stderr.write(f"cocoa: {' '.join(str(error).split())}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

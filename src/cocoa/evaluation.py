@@ -1,0 +1,211 @@
+"""hit@1 over each query's own candidates: the metric of MMEB, and the score files that other tools read.
+
+Ties count against the model (the reference's `argmax` with the right answer first gives a collapsed model
+100 %), exact duplicates of the right candidate leave the list, and a NaN is an error. Every average is the
+plain mean over data sets.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentence_transformers
+import torch
+import transformers
+from rich.progress import track
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+import cocoa
+from cocoa.backbone import ImageBudget, chat_messages, load_backbone
+from cocoa.catalogue import datasets as mmeb_datasets
+from cocoa.catalogue import find_dataset
+from cocoa.checkpoint import as_sentence_transformer, read_record
+from cocoa.errors import CocoaError
+from cocoa.mmeb import EvalDataset, check_eval_images, read_eval
+from cocoa.pairs import Side
+
+logger = logging.getLogger(__name__)
+
+CUTOFFS = (1, 5, 10)
+DEFAULT_IMAGES = ImageBudget((4, 576))
+"""Image budget for a backbone that carries no record of ours."""
+CHUNK = 256
+"""Inputs whose images are in memory at once."""
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A model and how it wants its images."""
+
+    model: SentenceTransformer
+    images: ImageBudget
+
+    def embed(self, sides: Sequence[Side], batch_size: int = 8) -> Tensor:
+        """Embeddings (len(sides), D), float32, on the CPU."""
+        chunks = [sides[start : start + CHUNK] for start in range(0, len(sides), CHUNK)]
+        embeddings = []
+        for chunk in track(chunks, "embedding", disable=not sys.stderr.isatty()):
+            messages = [chat_messages(side, self.images) for side in chunk]
+            encoded = self.model.encode(
+                messages, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False
+            )
+            embeddings.append(encoded.float().cpu())
+        return torch.cat(embeddings)
+
+
+def load_embedder(model: str | Path) -> Embedder:
+    """A checkpoint by its sentence-transformers files; an untouched backbone causal, last token, our template.
+
+    Raises:
+        CocoaError: neither can be loaded.
+    """
+    folder = Path(model)
+    if (folder / "modules.json").is_file():
+        image = read_record(folder).get("image", {})
+        budget = ImageBudget(tuple(image.get("tokens", DEFAULT_IMAGES.tokens)), image.get("resize", "aspect"))
+        return Embedder(SentenceTransformer(str(folder)), budget)
+    backbone = load_backbone(model, DEFAULT_IMAGES, "auto", attention="causal")
+    if torch.cuda.is_available():
+        backbone.model.to("cuda")
+    return Embedder(as_sentence_transformer(backbone), DEFAULT_IMAGES)
+
+
+def evaluate(
+    model: str | Path, data: str | Path, output: str | Path, subsets: str | Sequence[str] = "all", batch_size: int = 8
+) -> dict[str, Any]:
+    """Score a model on a folder in MMEB-eval's layout.
+
+    Writes `<output>/<dataset>_score.json` and `<output>/summary.json`. Each distinct input is encoded once,
+    across data sets.
+
+    Args:
+        model: checkpoint folder or hub id.
+        data: folder with a folder for each data set.
+        output: made where it does not exist.
+        subsets: `all`, or names of data sets.
+        batch_size: inputs encoded at once.
+
+    Returns:
+        The summary.
+
+    Raises:
+        CocoaError: a mistake in the data or the model's name, or an embedding that is not finite.
+    """
+    found = read_eval(data, subsets)
+    check_eval_images(found)
+    embedder = load_embedder(model)
+    numbers: dict[tuple[str, Any], int] = {}
+    sides: list[Side] = []
+    places: list[np.ndarray] = []
+    for dataset in found:
+        for side in dataset.inputs:
+            if numbers.setdefault((side.prompt(), side.image), len(sides)) == len(sides):
+                sides.append(side)
+        places.append(np.array([numbers[side.prompt(), side.image] for side in dataset.inputs]))
+    logger.info("%d data sets, %d distinct inputs", len(found), len(sides))
+    embeddings = embedder.embed(sides, batch_size)
+
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    scores = {}
+    for dataset, place in zip(found, places, strict=True):
+        ranks = rank(dataset, embeddings[place])
+        scores[dataset.name] = metrics(ranks)
+        _write_json(output / f"{dataset.name}_score.json", scores[dataset.name])
+    result = summary(scores) | {
+        "model": str(model),
+        "data": str(data),
+        "image": {"tokens": list(embedder.images.tokens), "resize": embedder.images.resize},
+        "versions": {
+            "cocoa": cocoa.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "sentence_transformers": sentence_transformers.__version__,
+        },
+    }
+    _write_json(output / "summary.json", result)
+    return result
+
+
+def rank(dataset: EvalDataset, embeddings: Tensor) -> Tensor:
+    """The rank of each query's right candidate, 1 the best: (queries,).
+
+    Args:
+        dataset: who is compared with whom; the right candidate stands first.
+        embeddings: (inputs, D), normalised.
+
+    Raises:
+        CocoaError: an embedding is not finite; the message names data set and row.
+    """
+    broken = ~embeddings.isfinite().all(1)  # (inputs,)
+    ranks = []
+    for row, (query, candidates) in enumerate(zip(dataset.queries, dataset.candidates, strict=True)):
+        ids = torch.from_numpy(candidates)
+        if broken[query] or broken[ids].any():
+            raise CocoaError(f"data set {dataset.name}, row {row}: an embedding is not finite; the model is broken")
+        scores = embeddings[ids] @ embeddings[query]  # (candidates,)
+        others = ids != ids[0]  # exact duplicates of the right one leave the list
+        ranks.append(1 + int((others & (scores >= scores[0])).sum()))
+    return torch.tensor(ranks)
+
+
+def metrics(ranks: Tensor) -> dict[str, float]:
+    """The metrics of a score file from the ranks (queries,) of the one right candidate, as fractions."""
+    ranks = ranks.double()
+    found: dict[str, Tensor] = {}
+    for k in CUTOFFS:
+        hit = (ranks <= k).double()
+        gain = hit / torch.log2(ranks + 1)
+        precision, recall = hit / k, hit
+        found |= {
+            f"hit@{k}": hit,
+            f"ndcg_linear@{k}": gain,
+            f"ndcg_exponential@{k}": gain,
+            f"precision@{k}": precision,
+            f"recall@{k}": recall,
+            f"f1@{k}": hit * 2 / (k + 1),
+            f"map@{k}": hit / ranks,
+            f"mrr@{k}": hit / ranks,
+        }
+    means = {name: values.mean().item() for name, values in found.items()}
+    return means | {"num_pred": len(ranks), "num_data": len(ranks)}
+
+
+def summary(scores: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """hit@1 of every data set and the averages over those of MMEB, each with what is missing from it.
+
+    An average is the plain mean over data sets, in percent; data sets that are not MMEB's stand alone.
+    """
+    hits = {name: 100 * score["hit@1"] for name, score in scores.items()}
+    known = {entry.name: value for name, value in hits.items() if (entry := find_dataset(name)) is not None}
+    groups: dict[str, list[str]] = {}
+    for entry in mmeb_datasets().values():
+        for group in (entry.meta_task, "OOD" if entry.ood else "IND", "All"):
+            groups.setdefault(group, []).append(entry.name)
+    averages = {}
+    for group in ("Classification", "VQA", "Retrieval", "Grounding", "IND", "OOD", "All"):
+        there = [known[name] for name in groups[group] if name in known]
+        averages[group] = {
+            "hit@1": _mean(there),
+            "datasets": len(there),
+            "of": len(groups[group]),
+            "missing": [name for name in groups[group] if name not in known],
+        }
+    return {"datasets": hits, "averages": averages}
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return sum(values) / len(values) if values else None
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,65 @@
+"""Fixtures that several test files share: tiny random backbones, pictures and the photographs' data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cocoa.backbone import Attention, Backbone, ImageBudget, load_backbone
+from cocoa.photos import write_photos
+from cocoa.tiny import write_tiny_backbone
+
+TINY_TEXTS = [
+    "A red cup of coffee stands on a wooden table.",
+    "The cat looks at the astronaut in the orange suit.",
+    "Find an image that matches the given caption: a rocket on the launch pad",
+    "What colour is the cup on the table? It is red.",
+] * 4
+TINY_IMAGES = ImageBudget((4, 16))
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny_backbone_path(model_type, tied)`: the folder of an untouched tiny checkpoint, written once; read only."""
+    folder = tmp_path_factory.mktemp("tiny")
+    written: dict[tuple[str, bool], Path] = {}
+
+    def path(model_type: str = "qwen2_vl", tied: bool = True) -> Path:
+        if (model_type, tied) not in written:
+            name = f"{model_type}-{'tied' if tied else 'untied'}"
+            written[model_type, tied] = write_tiny_backbone(folder / name, TINY_TEXTS, model_type, tied=tied)
+        return written[model_type, tied]
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tiny_backbone_path: Callable[..., Path]) -> Callable[..., Backbone]:
+    """`tiny_backbone(model_type, tied, attention)`: a freshly loaded one, 4 to 16 tokens an image."""
+
+    def load(
+        model_type: str = "qwen2_vl", tied: bool = True, attention: Attention | None = "bidirectional"
+    ) -> Backbone:
+        return load_backbone(tiny_backbone_path(model_type, tied), TINY_IMAGES, attention=attention)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[Image.Image]:
+    """Three pictures of random pixels, unlike in size and shape; 8, 9 and 12 merged tokens within 4 to 16."""
+    noise = np.random.default_rng(0)
+    return [
+        Image.fromarray(noise.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for width, height in ((112, 56), (84, 84), (84, 112))
+    ]
+
+
+@pytest.fixture(scope="session")
+def photo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `write_photos` filled: `MMEB-train` and `MMEB-eval` in it. Read only."""
+    return write_photos(tmp_path_factory.mktemp("photos"))

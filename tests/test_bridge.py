@@ -1,0 +1,195 @@
+"""The EOS-bridge on real models: nothing of block A reaches block B but through EOS."""
+
+import pytest
+import torch
+from toy import arguments, content_rows
+
+from cocoa.corruption import IGNORE_INDEX
+from cocoa.stages.eos_bridge import WHOLE_UP_TO, EosBridgeArguments, EosBridgeDataset, build_trainer, too_long
+from cocoa.stages.reconstruction import collate
+from cocoa.pairs import ContentPair, Side
+
+ARCHITECTURES = ["qwen2_vl", "qwen2_5_vl"]
+LAYOUTS = ["published", "strict"]
+
+
+def batch_of(backbone, tmp_path, layout, n=3):
+    rows = content_rows(n, bridge=True)
+    args = arguments(EosBridgeArguments, tmp_path, layout=layout, batch_size=n)
+    trainer = build_trainer(backbone, rows, args)
+    samples = [trainer.train_dataset[0, i] for i in range(n)]
+    return trainer.model.eval(), trainer.data_collator(samples)
+
+
+class EosKeysAndValues:
+    """Records the keys and values of EOS at every layer, or puts other ones in their place."""
+
+    def __init__(self, model, eos, replay=None):
+        self.eos, self.replay, self.recorded, self.handles = eos, replay, [], []
+        for layer in model.model.model.language_model.layers:
+            for name in ("k_proj", "v_proj"):
+                self.handles.append(getattr(layer.self_attn, name).register_forward_hook(self._hook))
+
+    def _hook(self, module, inputs, output):
+        rows = torch.arange(len(output))
+        self.recorded.append(output[rows, self.eos].detach().clone())
+        if self.replay is not None:
+            output = output.clone()
+            output[rows, self.eos] = self.replay[len(self.recorded) - 1]
+            return output
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        for handle in self.handles:
+            handle.remove()
+
+
+def states(model, batch):
+    captured = {}
+    language_model = model.model.model.language_model
+    handle = language_model.register_forward_hook(lambda m, i, o: captured.update(h=o.last_hidden_state))
+    model(**batch)
+    handle.remove()
+    return captured["h"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_b_does_not_see_a_when_eos_is_held(tiny_backbone, tmp_path, architecture, layout):
+    model, batch = batch_of(tiny_backbone(architecture), tmp_path, layout)
+    eos = batch["eos_position"]
+    other = {**batch, "pixel_values": torch.randn_like(batch["pixel_values"])}
+    in_b = (torch.arange(batch["input_ids"].shape[1]) > eos[:, None]) & batch["attention_mask"].bool()
+    in_a = torch.arange(batch["input_ids"].shape[1]) < eos[:, None]
+    with torch.no_grad():
+        with EosKeysAndValues(model, eos) as first:
+            before = states(model, batch)
+        free = states(model, other)
+        with EosKeysAndValues(model, eos, replay=first.recorded):
+            held = states(model, other)
+    assert (held - before)[in_a].abs().max() > 1e-2  # A did change
+    assert torch.equal(held[in_b], before[in_b])
+    assert (free - before)[in_b].abs().max() > 1e-4  # and reaches B where EOS is free
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradient_of_b_reaches_a_only_through_eos(tiny_backbone, tmp_path, architecture, layout):
+    backbone = tiny_backbone(architecture)
+    model, batch = batch_of(backbone, tmp_path, layout)
+    rows = torch.arange(len(batch["input_ids"]))
+    batch["labels"][rows, batch["eos_position"] + 1] = IGNORE_INDEX  # predicted from EOS' own state
+    in_a = torch.arange(batch["input_ids"].shape[1]) < batch["eos_position"][:, None]
+    inputs = {}
+
+    def keep(module, args, kwargs):
+        inputs["embeds"] = kwargs["inputs_embeds"] = kwargs["inputs_embeds"].detach().requires_grad_()
+        return args, kwargs
+
+    handle = backbone.model.model.language_model.register_forward_pre_hook(keep, with_kwargs=True)
+    model(**batch)["token"][0].backward()
+    through_eos = inputs["embeds"].grad[in_a].abs().max()
+    with EosKeysAndValues(model, batch["eos_position"]) as recorded, torch.no_grad():
+        model(**batch)
+    with EosKeysAndValues(model, batch["eos_position"], replay=recorded.recorded):
+        model(**batch)["token"][0].backward()
+    handle.remove()
+    assert through_eos > 0
+    assert inputs["embeds"].grad[in_a].abs().max() == 0
+
+
+def test_strict_eos_state_is_that_of_inference(tiny_backbone, tmp_path):
+    """Under `strict`, EOS at training equals the embedding's EOS, where no B exists; under `published` not."""
+    backbone = tiny_backbone()
+    row = content_rows(1, bridge=True)[0]
+    inputs = backbone.encode_side(row.side)
+    with torch.no_grad():
+        alone = backbone.model.eval().model(
+            input_ids=inputs["input_ids"][None],
+            attention_mask=torch.ones_like(inputs["input_ids"])[None],
+            pixel_values=inputs["pixel_values"],
+            image_grid_thw=inputs["image_grid_thw"],
+            mm_token_type_ids=(inputs["input_ids"] == backbone.model.config.image_token_id).int()[None],
+        ).last_hidden_state[0, -1]
+        for layout, equal in (("strict", True), ("published", False)):
+            model, batch = batch_of(backbone, tmp_path, layout, n=1)
+            eos = states(model, batch)[0, batch["eos_position"][0]]
+            assert torch.allclose(eos, alone, atol=1e-5) == equal
+
+
+def test_sample_is_a_eos_b(tiny_backbone, tmp_path):
+    backbone = tiny_backbone()
+    args = arguments(EosBridgeArguments, tmp_path, text_mask_ratio=0.7)
+    row = content_rows(1, bridge=True)[0]
+    sample = EosBridgeDataset([row], backbone, args)[0, 0]
+    ids, labels, eos = sample["input_ids"], sample["labels"], int(sample["eos_position"])
+    assert (ids == backbone.eos_token_id).sum() == 1 and ids[eos] == backbone.eos_token_id
+    original = torch.where(labels == IGNORE_INDEX, ids, labels)
+    assert backbone.tokenizer.decode(original[eos + 1 :]) == row.text
+    assert torch.equal(original[: eos + 1], backbone.encode_side(row.side)["input_ids"])
+    hidden = labels != IGNORE_INDEX
+    assert not hidden[: eos + 1].any()
+    assert hidden.sum() == round(0.7 * (len(ids) - eos - 1))
+    assert (ids[hidden] == backbone.mask_token_id).all()
+
+
+def test_masks_change_with_the_epoch_alone(tiny_backbone, tmp_path):
+    args = arguments(EosBridgeArguments, tmp_path)
+    rows = content_rows(2, bridge=True)
+    dataset = EosBridgeDataset(rows, tiny_backbone(), args)
+    assert torch.equal(dataset[0, 1]["labels"], dataset[0, 1]["labels"])
+    assert not torch.equal(dataset[0, 1]["labels"], dataset[1, 1]["labels"])
+    alone = EosBridgeDataset(rows[1:], tiny_backbone(), args)
+    assert torch.equal(dataset[0, 1]["labels"], alone[0, 0]["labels"])  # not its place in the data
+
+
+def test_short_target_is_hidden_whole(tiny_backbone, tmp_path):
+    backbone = tiny_backbone()
+    args = arguments(EosBridgeArguments, tmp_path, text_mask_ratio=0.1)
+    side = content_rows(1, bridge=True)[0].side
+    short = EosBridgeDataset([ContentPair(side, "abc", "toy/0")], backbone, args)[0, 0]
+    length = len(backbone.encode_text("abc"))
+    assert length <= WHOLE_UP_TO
+    assert (short["labels"] != IGNORE_INDEX).sum() == length
+
+
+def test_length_cuts_b_and_never_a(tiny_backbone, tmp_path):
+    backbone = tiny_backbone()
+    row = content_rows(1, bridge=True)[0]
+    length_a = len(backbone.encode_side(row.side)["input_ids"])
+    args = arguments(EosBridgeArguments, tmp_path, max_length=length_a + 5)
+    sample = EosBridgeDataset([row], backbone, args)[0, 0]
+    assert len(sample["input_ids"]) == length_a + 5
+    assert sample["eos_position"] == length_a - 1
+
+
+def test_rows_whose_a_fills_the_sequence_are_too_long(tiny_backbone):
+    backbone = tiny_backbone()
+    side = Side("Describe the picture.", "word " * 50, content_rows(1, bridge=True)[0].side.image)
+    tokens = len(backbone.encode_side(side)["input_ids"])
+    row = ContentPair(side, "b", "toy/0")
+    assert not too_long(backbone, row, backbone.images.tokens[1] + tokens)
+    assert too_long(backbone, row, tokens - 9 + backbone.images.tokens[1])
+
+
+def test_first_token_is_logged_apart(tiny_backbone, tmp_path):
+    model, batch = batch_of(tiny_backbone(), tmp_path, "published")
+    rows = torch.arange(len(batch["labels"]))
+    first_hidden = batch["labels"][rows, batch["eos_position"] + 1] != IGNORE_INDEX
+    with torch.no_grad():
+        sums = model(**batch)
+        only_first = batch["labels"].clone()
+        only_first[torch.arange(only_first.shape[1]) != batch["eos_position"][:, None] + 1] = IGNORE_INDEX
+        expected = model(**{**batch, "labels": only_first})["token"]
+    assert sums["first"][1] == first_hidden.sum() > 0
+    assert torch.allclose(sums["first"][0], expected[0])
+
+
+def test_collate_pads_on_the_right():
+    samples = [{"input_ids": torch.arange(n), "labels": torch.arange(n), "eos_position": torch.tensor(1)} for n in (2, 4)]
+    batch = collate(samples, pad_token_id=9)
+    assert batch["input_ids"].tolist() == [[0, 1, 9, 9], [0, 1, 2, 3]]
+    assert batch["labels"].tolist() == [[0, 1, IGNORE_INDEX, IGNORE_INDEX], [0, 1, 2, 3]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]

@@ -1,0 +1,196 @@
+"""What every stage's training promises: order by seed alone, exact restarts, a global batch."""
+
+import shutil
+
+import pytest
+import torch
+from toy import arguments, content_rows, toy_pairs, with_adapters
+from transformers import TrainerCallback
+
+from cocoa.errors import CocoaError
+from cocoa.stages import contrastive, eos_bridge, joint_reconstruction
+from cocoa.stages.training import GlobalBatchSampler, StageArguments, last_checkpoint, trainable
+
+STAGES = ["joint_reconstruction", "eos_bridge", "contrastive"]
+
+
+def make_trainer(stage, backbone, folder, rows=20, **options):
+    if stage == "joint_reconstruction":
+        args = arguments(joint_reconstruction.JointReconstructionArguments, folder, **options)
+        return joint_reconstruction.build_trainer(backbone, content_rows(rows, False), args)
+    if stage == "eos_bridge":
+        args = arguments(eos_bridge.EosBridgeArguments, folder, **options)
+        return eos_bridge.build_trainer(backbone, content_rows(rows, True), args)
+    args = arguments(contrastive.ContrastiveArguments, folder, **{"mini_batch_size": 4, **options})
+    return contrastive.build_trainer(backbone, toy_pairs(rows), [], args)
+
+
+def weights(trainer):
+    return {name: p.detach().clone() for name, p in trainable(trainer.model)}
+
+
+def distance(a, b):
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+# ------------------------------------------------------------------------------------------- order of rows
+
+
+def steps_of(sampler, pieces):
+    batches = list(sampler)
+    return [sorted(sum(batches[i : i + pieces], [])) for i in range(0, len(batches), pieces)]
+
+
+@pytest.mark.parametrize("sub_batch_size", [1, 4])
+def test_global_batch_does_not_depend_on_the_pieces(sub_batch_size):
+    datasets = ["a"] * 30 + ["b"] * 20 + ["c"] * 7
+    whole = GlobalBatchSampler(datasets, 16, 16, seed=1, sub_batch_size=sub_batch_size)
+    pieces = GlobalBatchSampler(datasets, 16, 2, seed=1, sub_batch_size=sub_batch_size)
+    for epoch in (0, 1):
+        whole.epoch = pieces.epoch = epoch
+        assert steps_of(whole, 1) == steps_of(pieces, 8)
+    assert len(whole) == whole.steps_per_epoch and len(pieces) == 8 * whole.steps_per_epoch
+
+
+def test_order_changes_with_epoch_and_seed_and_repeats_no_row():
+    sampler = GlobalBatchSampler(["a"] * 50, 8, 8, seed=1)
+    first, second = sampler.order(0), sampler.order(1)
+    assert first != second and first == sampler.order(0)
+    assert first != GlobalBatchSampler(["a"] * 50, 8, 8, seed=2).order(0)
+    assert len(first) == len(set(first)) == 48
+
+
+def test_sub_batches_are_homogeneous():
+    datasets = ["a"] * 30 + ["b"] * 50
+    sampler = GlobalBatchSampler(datasets, 16, 16, seed=1, sub_batch_size=8)
+    runs = [batch[i : i + 8] for batch in sampler for i in (0, 8)]
+    kinds = [{datasets[row] for row in run} for run in runs]
+    assert all(len(kind) == 1 for kind in kinds)
+    assert {"a", "b"} == set().union(*kinds)
+
+
+def test_keys_carry_the_epoch():
+    sampler = GlobalBatchSampler(["a"] * 8, 4, 4, seed=1, with_epoch=True)
+    sampler.epoch = 5
+    assert {epoch for batch in sampler for epoch, _ in batch} == {5}
+
+
+def test_mistakes_in_batch_sizes():
+    with pytest.raises(CocoaError, match="batch_size 16 is more than the 8 rows"):
+        GlobalBatchSampler(["a"] * 8, 16, 16, seed=1)
+    with pytest.raises(CocoaError, match="batch_size 16 does not divide by sub_batch_size 5"):
+        GlobalBatchSampler(["a"] * 80, 16, 16, seed=1, sub_batch_size=5)
+    with pytest.raises(CocoaError, match="batch_size 10 does not divide by 1 devices x 4 accumulation steps"):
+        arguments(StageArguments, "unused", batch_size=10, gradient_accumulation_steps=4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_worker_count_changes_nothing(tiny_backbone, tmp_path, stage):
+    results = []
+    for workers in (0, 2):
+        trainer = make_trainer(stage, tiny_backbone(), tmp_path / str(workers), dataloader_num_workers=workers, max_steps=3)
+        trainer.train_or_resume()
+        results.append(weights(trainer))
+    assert distance(*results) == 0
+
+
+# ------------------------------------------------------------------------------------------- global batch
+
+
+@pytest.mark.parametrize("stage", ["joint_reconstruction", "eos_bridge"])
+def test_eight_by_one_equals_one_by_eight(tiny_backbone, tmp_path, stage):
+    results = []
+    for accumulation in (1, 8):
+        trainer = make_trainer(
+            stage, tiny_backbone(), tmp_path / str(accumulation), gradient_accumulation_steps=accumulation, max_steps=2
+        )
+        losses = []
+        trainer.train_or_resume()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        results.append((weights(trainer), losses))
+    assert distance(results[0][0], results[1][0]) < 2e-5
+    assert results[0][1] == pytest.approx(results[1][1], abs=1e-4)
+
+
+def test_accumulation_is_refused_where_it_costs_negatives(tmp_path):
+    with pytest.raises(CocoaError, match="gradient_accumulation_steps would shrink the pool of negatives"):
+        arguments(contrastive.ContrastiveArguments, tmp_path, gradient_accumulation_steps=2)
+
+
+def test_logged_terms_are_means_over_the_global_batch(tiny_backbone, tmp_path):
+    trainer = make_trainer("joint_reconstruction", tiny_backbone(), tmp_path, max_steps=1, gradient_accumulation_steps=4)
+    trainer.train_or_resume()
+    logs = trainer.state.log_history[0]
+    assert logs["loss"] == pytest.approx(logs["token_loss"] + 0.5 * logs["patch_loss"], abs=1e-3)
+
+
+# ----------------------------------------------------------------------------------------------- restarts
+
+
+class Killed(Exception):
+    """Stands for the process dying."""
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Killed
+
+
+@pytest.mark.parametrize("tuning", ["full", "dora"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_and_resumed_equals_uninterrupted(tiny_backbone, tmp_path, stage, tuning):
+    """Bit for bit, over an epoch's end, with dropout and (where allowed) accumulation."""
+    options = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "weight_decay": 0.1}
+    if stage != "contrastive":
+        options["gradient_accumulation_steps"] = 2
+
+    def trainer(folder):
+        torch.manual_seed(0)
+        backbone = tiny_backbone()
+        if tuning == "dora":
+            with_adapters(backbone)
+        return make_trainer(stage, backbone, tmp_path / folder, **options)
+
+    whole = trainer("whole")
+    start = weights(whole)
+    whole.train_or_resume()
+
+    killed = trainer("killed")
+    killed.add_callback(KillAt(3))
+    with pytest.raises(Killed):
+        killed.train_or_resume()
+    torch.manual_seed(123)
+    resumed = trainer("killed")
+    assert last_checkpoint(tmp_path / "killed").name == "checkpoint-2"
+    resumed.train_or_resume()
+    assert resumed.state.global_step == 5
+    assert distance(weights(resumed), weights(whole)) == 0
+    assert distance(weights(whole), start) > 0
+
+
+def test_a_half_written_checkpoint_is_not_resumed(tiny_backbone, tmp_path):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    make_trainer("eos_bridge", tiny_backbone(), tmp_path, **options).train_or_resume()
+    (tmp_path / "checkpoint-4" / "complete").unlink()
+    assert last_checkpoint(tmp_path).name == "checkpoint-2"
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    assert last_checkpoint(tmp_path) is None
+
+
+def test_a_checkpoint_of_another_model_is_an_error(tiny_backbone, tmp_path):
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    make_trainer("eos_bridge", tiny_backbone(), tmp_path, **options).train_or_resume()
+    backbone = tiny_backbone()
+    with_adapters(backbone)
+    with pytest.raises(CocoaError, match="is not in both the file and this run's model"):
+        make_trainer("eos_bridge", backbone, tmp_path, **options).train_or_resume()
+
+
+def test_trainer_checkpoints_hold_no_pickled_arguments(tiny_backbone, tmp_path):
+    make_trainer("eos_bridge", tiny_backbone(), tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train_or_resume()
+    assert not list(tmp_path.glob("**/training_args.bin"))

@@ -1,0 +1,73 @@
+"""Small made-up data on real machinery: coloured squares with captions, and a backbone to learn them."""
+
+from __future__ import annotations
+
+import numpy as np
+from peft import PeftModel
+from PIL import Image
+
+from cocoa.adapters import Lora, add_adapters
+from cocoa.backbone import Backbone
+from cocoa.pairs import ContentPair, Pair, Side
+
+WORDS = "red green blue cat dog rocket coffee cup table sky moon star".split()
+VISION = {"qwen2_vl": ("qkv", "fc1", "fc2"), "qwen2_5_vl": ("qkv", "gate_proj", "up_proj", "down_proj")}
+
+
+def pictures(n: int, seed: int = 0) -> list[Image.Image]:
+    """Images of 84 x 84 px, nine colours each."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 255, (n, 3, 3, 3))
+    return [Image.fromarray(np.kron(b, np.ones((28, 28, 1))).astype("uint8")) for b in blocks]
+
+
+def captions(n: int, words: int = 6, seed: int = 0) -> list[str]:
+    """Captions of a fixed number of words."""
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, words)) for _ in range(n)]
+
+
+def content_rows(n: int, bridge: bool) -> list[ContentPair]:
+    """Rows of a reconstruction stage."""
+    sides = [Side("Describe the picture." if bridge else "", "", image) for image in pictures(n)]
+    return [
+        ContentPair(side, text, f"toy/{i}") for i, (side, text) in enumerate(zip(sides, captions(n), strict=True))
+    ]
+
+
+def toy_pairs(n: int, negatives: int = 0, datasets: int = 1) -> list[Pair]:
+    """Image-to-text pairs, with made-up hard negatives."""
+    others = captions(n * max(negatives, 1), seed=1)
+    return [
+        Pair(
+            Side("Find the caption.", "", image),
+            Side("", text),
+            tuple(Side("", other) for other in others[i * negatives : (i + 1) * negatives]),
+            f"toy{i % datasets}",
+            i,
+        )
+        for i, (image, text) in enumerate(zip(pictures(n), captions(n), strict=True))
+    ]
+
+
+def with_adapters(backbone: Backbone, dropout: float = 0.1) -> PeftModel:
+    """DoRA on text and tower; the peft handle."""
+    lora = Lora(dropout=dropout, vision=VISION[backbone.model.config.model_type])
+    return add_adapters(backbone.model, lora, [backbone.mask_token_id])
+
+
+def arguments(cls, folder, **options):
+    """Arguments of a stage for a short quiet run on the CPU."""
+    defaults = {
+        "output_dir": str(folder),
+        "batch_size": 8,
+        "max_steps": 4,
+        "learning_rate": 1e-3,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "seed": 3,
+    }
+    return cls(**{**defaults, **options})
