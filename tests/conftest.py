@@ -24,7 +24,7 @@ TINY_IMAGES = ImageBudget((4, 16))
 
 @pytest.fixture(scope="session")
 def tiny_backbone_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`tiny_backbone_path(model_type, tied)`: the folder of an untouched tiny checkpoint, written once; read only."""
+    """`tiny_backbone_path(model_type, tied)`: folder of an untouched tiny one, written once; read only."""
     folder = tmp_path_factory.mktemp("tiny")
     written: dict[tuple[str, bool], Path] = {}
 

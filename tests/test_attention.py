@@ -134,7 +134,8 @@ def test_bridged_strict():
 def test_bridge_without_b_is_bidirectional_over_a_and_eos():
     """What the model sees at inference is block A and EOS: no layout may differ there."""
     for layout in BRIDGE_LAYOUTS:
-        assert grids(eos_bridged(torch.tensor([3]), padding("0111"), layout)) == [["1000", "0111", "0111", "0111"]]
+        mask = eos_bridged(torch.tensor([3]), padding("0111"), layout)
+        assert grids(mask) == [["1000", "0111", "0111", "0111"]]
 
 
 def test_what_reaches_whom_over_any_depth():

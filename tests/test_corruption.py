@@ -148,7 +148,7 @@ def checkered():
 
 
 def test_the_processors_rows_are_laid_out_as_mask_patches_takes_them(checkered):
-    """Four consecutive rows are a merged token; a row is channel, temporal, patch, patch; both frames are alike."""
+    """Four consecutive rows are a merged token; a row is channel, temporal, patch, patch; frames alike."""
     rows = processed(checkered).view(24, 4, CHANNELS, TEMPORAL, PATCH * PATCH)
     assert torch.equal(rows[:, :, :, 0], rows[:, :, :, 1])
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

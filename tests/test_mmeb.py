@@ -249,7 +249,7 @@ def test_mistakes_name_what_is_there(tmp_path: Path, photo_data: Path) -> None:
     with pytest.raises(CocoaError, match="not a readable parquet file"):
         read_train(tmp_path)
     path.rename(tmp_path / "a" / "original-00001-of-00002.parquet")
-    with pytest.raises(CocoaError, match="original-00000-of-00002.parquet is missing"):
+    with pytest.raises(CocoaError, match=r"original-00000-of-00002\.parquet is missing"):
         read_train(tmp_path)
 
 
@@ -261,7 +261,7 @@ def test_a_folder_of_another_name_is_a_data_set_too(tmp_path: Path) -> None:
     assert pair.target == Side("Represent the given image.", "", "/pictures/hats/b.jpg")  # known from the 36
 
 
-# ------------------------------------------------------------------------------------------ no instruction is rebuilt
+# ---------------------------------------------------------------------------------- content alone is rebuilt
 
 
 def prefixes() -> list[str]:
@@ -375,8 +375,23 @@ def test_the_form_with_instructions_apart(photo_data: Path) -> None:
     assert str(target.image).endswith("MMEB-eval/eval_images/CIRR/gravel.jpg")
 
 
+def test_each_row_has_its_own_instruction_and_number_of_candidates(tmp_path: Path) -> None:
+    columns = ("qry_inst", "qry_text", "tgt_inst", "tgt_text")
+    rows = (
+        ("Ask:", "a", "Say:", ["x", "y", "x"]),
+        ("Beg:", "a", "Cry:", ["y", "x"]),
+        (None, "a", "Say:", ["y"]),
+    )
+    write(tmp_path / "mine" / "test-00000-of-00001.parquet", columns, *rows)
+    (dataset,) = read_eval(tmp_path)
+    assert [dataset.inputs[i].prompt() for i in dataset.queries] == ["Ask: a", "Beg: a", "a"]
+    texts = [[dataset.inputs[i].prompt() for i in row] for row in dataset.candidates]
+    assert texts == [["Say: x", "Say: y", "Say: x"], ["Cry: y", "Cry: x"], ["Say: y"]]
+    assert len(dataset.inputs) == 3 + 4
+
+
 def test_a_training_row_and_an_evaluation_row_render_the_same(tmp_path: Path) -> None:
-    """In every data set, with and without a full stop, whatever whitespace there is, in both evaluation forms."""
+    """In every data set, whatever the whitespace, in both forms of evaluation data."""
     queries = {
         name: [text.replace("{text}", "one\ntwo") for text in entry.query]
         for name, entry in datasets().items()

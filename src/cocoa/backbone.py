@@ -211,6 +211,7 @@ def load_backbone(
     images: ImageBudget | None = None,
     dtype: torch.dtype | Literal["auto"] = torch.float32,
     attention: Attention | None = None,
+    weights: bool = True,
 ) -> Backbone:
     """Load a checkpoint of the Qwen2-VL family for training or embedding.
 
@@ -219,6 +220,7 @@ def load_backbone(
         images: image token budget; None keeps what the checkpoint's image processor says.
         dtype: of the weights in memory; `auto` takes the files'.
         attention: set the text model bidirectional or causal; None leaves it as the checkpoint says.
+        weights: False leaves the weights on the meta device, for counting and rendering without them.
 
     Raises:
         CocoaError: no such checkpoint, another architecture, a sliding window, no free embedding row for
@@ -229,11 +231,15 @@ def load_backbone(
     if attention is not None:
         set_attention(config, attention)
     config.use_cache = config.text_config.use_cache = False
-    model, report = MODEL_CLASSES[config.model_type].from_pretrained(
-        name, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
-    )
-    if missing := sorted(report["missing_keys"]):
-        raise CocoaError(f"{name}: weights missing from the checkpoint ({missing[0]} and {len(missing) - 1} more)")
+    if weights:
+        model, report = MODEL_CLASSES[config.model_type].from_pretrained(
+            name, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+        )
+        if missing := sorted(report["missing_keys"]):
+            raise CocoaError(f"{name}: {len(missing)} weights missing from the checkpoint, first {missing[0]}")
+    else:
+        with torch.device("meta"):
+            model = MODEL_CLASSES[config.model_type](config)
     processor = AutoProcessor.from_pretrained(name)
     backbone = Backbone(model, processor, images or budget_of(processor), name)
     prepare_processor(processor, name)

@@ -92,7 +92,7 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
         axes.text(size - 0.3, (a - 1) / 2, "block A", rotation=270, va="center", color=grey)
         axes.text(size - 0.3, (a + size) / 2, "block B", rotation=270, va="center", color=grey)
         difference = Rectangle((a + 0.5, a - 0.5), size - a - 1, 1, fill=False, linewidth=1.8, clip_on=False)
-        axes.add_artist(difference)  # frames where the two layouts differ
+        axes.add_patch(difference)  # frames where the two layouts differ
     labels = [label for label, _ in panel.tokens]
     axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), aspect="equal")
     axes.set_xticks(range(size), labels, rotation=60, ha="left", rotation_mode="anchor")

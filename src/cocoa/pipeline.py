@@ -94,7 +94,7 @@ def run_stage(recipe: Recipe, index: int, source: str) -> None:
     args = recipe.arguments(stage, trainer_folder, disable_tqdm=quiet)
 
     set_seed(recipe.seed)
-    backbone = load_stage_backbone(recipe, stage, source, args)
+    backbone = load_stage_backbone(recipe, source, args)
     data = stage_data(stage, backbone, args)
     what = describe(adapted_layers(backbone.model, recipe.lora)) if recipe.lora else "all weights"
     adapters = None
@@ -119,14 +119,14 @@ def run_stage(recipe: Recipe, index: int, source: str) -> None:
             "trained": what,
         }
         _finish(recipe, backbone, adapters, probes(data), stage_folder(recipe, index), record, trainer)
-        shutil.rmtree(trainer_folder)
+        shutil.rmtree(trainer_folder.parent)
     state.wait_for_everyone()
 
 
-def load_stage_backbone(recipe: Recipe, stage: Stage, source: str, args: StageArguments) -> Backbone:
+def load_stage_backbone(recipe: Recipe, source: str, args: StageArguments, weights: bool = True) -> Backbone:
     """The backbone with the stage's attention and the recipe's training budget."""
     attention = args.attention if isinstance(args, contrastive.ContrastiveArguments) else "bidirectional"
-    return load_backbone(source, recipe.image.train(), recipe.load_dtype, attention)
+    return load_backbone(source, recipe.image.train(), recipe.load_dtype, attention, weights)
 
 
 def stage_data(stage: Stage, backbone: Backbone, args: StageArguments) -> StageData:
@@ -164,7 +164,7 @@ def stage_data(stage: Stage, backbone: Backbone, args: StageArguments) -> StageD
 
 def row_pairs(rows: Sequence[ContentPair]) -> list[Pair]:
     """Content rows as pairs, for checks that read pairs."""
-    return [Pair(row.side, Side(), dataset=row.dataset) for row in rows]
+    return [Pair(row.side, Side(), dataset=row.dataset, row=row.row) for row in rows]
 
 
 def build_trainer(stage: Stage, backbone: Backbone, data: StageData, args: StageArguments) -> StageTrainer:

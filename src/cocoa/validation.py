@@ -18,7 +18,8 @@ from cocoa.pairs import Pair
 class InPoolEvaluator(BaseEvaluator):
     """How often a query's own target is the nearest among its data set's held-out targets.
 
-    Targets with the same text and image are one target. A tie counts against the model.
+    Targets with the same text and image are one target. A tie counts against the model. A data set with
+    fewer than two distinct held-out targets has nothing to confuse, and is left out.
 
     Args:
         pairs: held out of training.
@@ -31,6 +32,9 @@ class InPoolEvaluator(BaseEvaluator):
         self.pools: dict[str, list[Pair]] = defaultdict(list)
         for pair in pairs:
             self.pools[pair.dataset].append(pair)
+        for dataset, pool in list(self.pools.items()):
+            if len({pair.target.content_id() for pair in pool}) < 2:
+                del self.pools[dataset]
         self.backbone = backbone
         self.batch_size = batch_size
         self.primary_metric = "validation_hit@1"
@@ -41,7 +45,7 @@ class InPoolEvaluator(BaseEvaluator):
         """hit@1 of every data set, and their plain mean under `validation_hit@1`."""
         scores = {dataset: self._hit_at_1(model, pairs) for dataset, pairs in self.pools.items()}
         metrics = {f"validation_{dataset}_hit@1": score for dataset, score in scores.items()}
-        return metrics | {self.primary_metric: sum(scores.values()) / len(scores)}
+        return metrics | {self.primary_metric: sum(scores.values()) / max(len(scores), 1)}
 
     def _hit_at_1(self, model: SentenceTransformer, pairs: list[Pair]) -> float:
         targets = {pair.target.content_id(): pair.target for pair in pairs}

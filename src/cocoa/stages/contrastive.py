@@ -177,6 +177,7 @@ def build_trainer(
     if not validation:
         args.eval_strategy = "no"
     return ContrastiveTrainer(
+        name=NAME,
         model=model,
         args=args,
         train_dataset=pair_dataset(pairs, backbone, args),

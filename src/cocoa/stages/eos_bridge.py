@@ -104,6 +104,7 @@ def build_trainer(
         CocoaError: fewer rows than a batch.
     """
     return ReconstructionTrainer(
+        name=NAME,
         model=Reconstructor(backbone, layout=args.layout),
         args=args,
         train_dataset=EosBridgeDataset(rows, backbone, args),

@@ -98,6 +98,7 @@ def build_trainer(
     set_seed(args.seed)  # of the decoder's new weights
     decoder = PatchDecoder(backbone.model.model.language_model, unit_size).float()
     return ReconstructionTrainer(
+        name=NAME,
         model=Reconstructor(backbone, patch_decoder=decoder),
         args=args,
         train_dataset=JointReconstructionDataset(rows, backbone, args),

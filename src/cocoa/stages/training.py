@@ -22,9 +22,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from cocoa.errors import CocoaError
+from cocoa.stages.progress import ProgressLine
 
 logger = logging.getLogger(__name__)
 
@@ -157,13 +166,17 @@ class StageTrainer(Trainer):
     """A `Trainer` whose checkpoints restore exactly, and whose batches do not depend on the machine.
 
     Args:
+        name: of the stage, for the progress line.
         sampler: the order of the rows of `train_dataset`.
         **kwargs: of the trainer this is mixed into.
     """
 
-    def __init__(self, *, sampler: GlobalBatchSampler, **kwargs: Any) -> None:
+    def __init__(self, *, name: str, sampler: GlobalBatchSampler, **kwargs: Any) -> None:
         self.sampler = sampler
         super().__init__(**kwargs)
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.add_callback(ProgressLine(name))
         self.add_callback(_FollowEpoch(sampler))
 
     def get_train_dataloader(self) -> DataLoader:

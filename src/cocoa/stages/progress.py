@@ -1,0 +1,68 @@
+"""One progress bar with time left and the latest figures on a terminal; one log line a log step elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = ("loss", "token_loss", "patch_loss", "first_loss", "token_accuracy", "learning_rate", "eval_validation_hit@1")
+
+
+class ProgressLine(TrainerCallback):
+    """Shows how far a stage is.
+
+    Args:
+        name: of the stage.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.progress: Progress | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not args.disable_tqdm and state.is_world_process_zero and sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self.progress = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
+            self.task = self.progress.add_task(self.name, total=state.max_steps, completed=state.global_step, figures="")
+            self.progress.start()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.progress is not None:
+            self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        figures = figures_of(logs or {})
+        if not figures or not state.is_world_process_zero:
+            return
+        if self.progress is not None:
+            self.progress.update(self.task, figures=figures)
+        else:
+            logger.info("%s %d/%d: %s", self.name, state.global_step, state.max_steps, figures)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+
+def figures_of(logs: dict[str, Any]) -> str:
+    """The figures of a log entry worth a look: `loss 2.31, token_accuracy 0.52, ...`."""
+    return ", ".join(f"{name.removeprefix('eval_')} {logs[name]:.4g}" for name in _SHOWN if name in logs)

@@ -1,0 +1,48 @@
+"""Two gloo processes give the weights that one gives, in every stage."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+STAGES = ["joint_reconstruction", "eos_bridge", "contrastive"]
+SCRIPT = Path(__file__).parent / "distributed_stage.py"
+pytestmark = pytest.mark.slow
+
+
+def train(processes, stage, backbone, folder, save_at=0):
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0"]
+    command += [str(SCRIPT), stage, str(backbone), str(folder), str(save_at)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return load_file(folder / "trained.safetensors")
+
+
+def distance(a, b):
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_equal_one(tiny_backbone_path, tmp_path, stage):
+    backbone = tiny_backbone_path()
+    one = train(1, stage, backbone, tmp_path / "one")
+    two = train(2, stage, backbone, tmp_path / "two")
+    assert distance(one, two) < 2e-5
+
+
+def test_two_processes_resume_in_a_later_epoch(tiny_backbone_path, tmp_path):
+    """Accelerate's own loader forgets the epoch of a restart on several processes; ours does not."""
+    backbone = tiny_backbone_path()
+    whole = train(2, "eos_bridge", backbone, tmp_path / "run", save_at=3)
+    shutil.rmtree(tmp_path / "run" / "trainer" / "checkpoint-6")
+    resumed = train(2, "eos_bridge", backbone, tmp_path / "run", save_at=3)
+    assert distance(whole, resumed) == 0
