@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 torch.manual_seed(0)
 backbone = load_backbone(backbone_path, ImageBudget((4, 16)), attention="bidirectional")
 with_adapters(backbone, dropout=0.0)
-options = {"max_steps": 3, "ddp_backend": "gloo"}
+options = {"max_steps": 3}
 if int(resume_at):
     options |= {"max_steps": 6, "save_strategy": "steps", "save_steps": int(resume_at)}
 trainer = make_trainer(stage, backbone, Path(folder) / "trainer", **options)

@@ -57,6 +57,8 @@ class ImageBudget:
     resize: Literal["aspect", "square"] = "aspect"
 
     def __post_init__(self) -> None:
+        if len(self.tokens) != 2:
+            raise CocoaError(f"image tokens {list(self.tokens)}: give the least and the most")
         least, most = self.tokens
         if not 1 <= least <= most:
             raise CocoaError(f"image tokens {list(self.tokens)}: need 1 <= least <= most")
@@ -191,16 +193,16 @@ def inert(text: str) -> str:
 
 
 def fit_image(image: Image.Image, images: ImageBudget, patch_size: int) -> Image.Image:
-    """Squash an image where the budget says so, and pull aspect ratios over 200 back to it.
+    """Squash an image where the budget says so, and pull extreme aspect ratios back.
 
-    The processor keeps the aspect ratio and refuses ratios over 200; an image beyond it is stretched on
-    its short side, never cut.
+    The processor keeps the aspect ratio, refuses ratios over 200, and takes more tokens than the budget for
+    a ratio over its most tokens; an image beyond either is stretched on its short side, never cut.
     """
     if images.resize == "square":
         side = int(images.tokens[1] ** 0.5) * patch_size
         return image.resize((side, side), Image.Resampling.BICUBIC)
     width, height = image.size
-    least = -(-max(width, height) // 200)
+    least = -(-max(width, height) // min(200, images.tokens[1]))
     if min(width, height) < least:
         return image.resize((max(width, least), max(height, least)), Image.Resampling.BICUBIC)
     return image
@@ -231,16 +233,19 @@ def load_backbone(
     if attention is not None:
         set_attention(config, attention)
     config.use_cache = config.text_config.use_cache = False
-    if weights:
-        model, report = MODEL_CLASSES[config.model_type].from_pretrained(
-            name, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
-        )
-        if missing := sorted(report["missing_keys"]):
-            raise CocoaError(f"{name}: {len(missing)} weights missing from the checkpoint, first {missing[0]}")
-    else:
-        with torch.device("meta"):
-            model = MODEL_CLASSES[config.model_type](config)
-    processor = AutoProcessor.from_pretrained(name)
+    try:
+        processor = AutoProcessor.from_pretrained(name)
+        if weights:
+            model, report = MODEL_CLASSES[config.model_type].from_pretrained(
+                name, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+            )
+            if missing := sorted(report["missing_keys"]):
+                raise CocoaError(f"{name}: {len(missing)} weights missing from the checkpoint, first {missing[0]}")
+        else:
+            with torch.device("meta"):
+                model = MODEL_CLASSES[config.model_type](config)
+    except OSError as error:
+        raise CocoaError(f"backbone {name}: {str(error).splitlines()[0]}; is the checkpoint complete?") from None
     backbone = Backbone(model, processor, images or budget_of(processor), name)
     prepare_processor(processor, name)
     if images is not None:

@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from cocoa.errors import CocoaError
@@ -88,7 +89,7 @@ class PairSet:
 
 
 def load_image(image: ImageRef) -> Image.Image:
-    """The image as upright RGB (EXIF rotation applied; CMYK, greyscale and palettes converted).
+    """The image as upright RGB (EXIF rotation applied; CMYK, greyscale of 8 or 16 bits and palettes converted).
 
     Transparent pixels become white.
 
@@ -102,9 +103,11 @@ def load_image(image: ImageRef) -> Image.Image:
                 image = opened
         except FileNotFoundError:
             raise CocoaError(f"{image}: no such image file; check the data folder or `image_root`") from None
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             raise CocoaError(f"{image}: not a readable image ({error}); replace it or drop its row") from None
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to white
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

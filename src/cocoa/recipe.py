@@ -56,11 +56,11 @@ class ImageConfig:
 
     def train(self) -> ImageBudget:
         """The budget while training."""
-        return ImageBudget(tuple(self.train_tokens), self.resize)
+        return ImageBudget(self.train_tokens, self.resize)
 
     def evaluation(self) -> ImageBudget:
         """The budget that checkpoints carry."""
-        return ImageBudget(tuple(self.eval_tokens), self.resize)
+        return ImageBudget(self.eval_tokens, self.resize)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ the same batch gives the same gradients on any number of devices and accumulatio
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -69,11 +69,11 @@ class PatchDecoder(nn.Module):
         unit_size: pixel values of one merged token (4 x 1176 for Qwen2-VL).
     """
 
-    def __init__(self, language_model: nn.Module, unit_size: int) -> None:
+    def __init__(self, language_model: Any, unit_size: int) -> None:
         super().__init__()
         layers = language_model.layers
-        self.layer = copy.deepcopy(layers[len(layers) // 2]).requires_grad_(True)
-        self.rotary = copy.deepcopy(language_model.rotary_emb)
+        self.layer: nn.Module = copy.deepcopy(layers[len(layers) // 2]).requires_grad_(True)
+        self.rotary: nn.Module = copy.deepcopy(language_model.rotary_emb)
         weight = next(self.layer.parameters())
         self.to_pixels = nn.Linear(
             language_model.config.hidden_size, unit_size, device=weight.device, dtype=weight.dtype

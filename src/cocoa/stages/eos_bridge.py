@@ -21,12 +21,13 @@ from cocoa.errors import CocoaError
 from cocoa.pairs import ContentPair
 from cocoa.stages.reconstruction import (
     ContentDataset,
+    ReconstructionArguments,
     ReconstructionTrainer,
     Reconstructor,
     collate,
     room_for_text,
 )
-from cocoa.stages.training import GlobalBatchSampler, StageArguments
+from cocoa.stages.training import GlobalBatchSampler
 
 NAME = "eos_bridge"
 WHOLE_UP_TO = 3
@@ -34,8 +35,8 @@ WHOLE_UP_TO = 3
 
 
 @dataclass
-class EosBridgeArguments(StageArguments):
-    """Arguments of stage 2, over `StageArguments`.
+class EosBridgeArguments(ReconstructionArguments):
+    """Arguments of stage 2, over `ReconstructionArguments`.
 
     Args:
         text_mask_ratio: share of block B's tokens that are hidden.

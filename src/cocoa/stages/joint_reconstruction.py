@@ -21,19 +21,20 @@ from cocoa.pairs import ContentPair, Side
 from cocoa.reconstruction import PatchDecoder
 from cocoa.stages.reconstruction import (
     ContentDataset,
+    ReconstructionArguments,
     ReconstructionTrainer,
     Reconstructor,
     collate,
     room_for_text,
 )
-from cocoa.stages.training import GlobalBatchSampler, StageArguments
+from cocoa.stages.training import GlobalBatchSampler
 
 NAME = "joint_reconstruction"
 
 
 @dataclass
-class JointReconstructionArguments(StageArguments):
-    """Arguments of stage 1, over `StageArguments`.
+class JointReconstructionArguments(ReconstructionArguments):
+    """Arguments of stage 1, over `ReconstructionArguments`.
 
     Args:
         text_mask_ratio: share of the text tokens that are hidden (MNTP).

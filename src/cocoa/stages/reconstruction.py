@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,16 @@ from cocoa.stages.training import StageArguments, StageTrainer
 
 Sums = dict[str, tuple[Tensor, Tensor]]
 """Named sums with the counts they are to be divided by."""
+
+
+@dataclass
+class ReconstructionArguments(StageArguments):
+    """Arguments of the reconstruction stages, over `StageArguments`.
+
+    `ddp_find_unused_parameters` defaults to False: every row has an image and a text, so every weight is used.
+    """
+
+    ddp_find_unused_parameters: bool | None = False
 
 
 class Reconstructor(nn.Module):

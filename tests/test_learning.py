@@ -1,0 +1,87 @@
+"""Each stage learns: it overfits 32 pairs, and EOS carries a whole caption across the bridge."""
+
+import pytest
+import torch
+from toy import arguments, captions, content_rows, pictures, toy_pairs
+
+from cocoa.backbone import ImageBudget, load_backbone
+from cocoa.pairs import Pair, Side
+from cocoa.stages import contrastive, eos_bridge, joint_reconstruction
+from cocoa.tiny import write_tiny_backbone
+from cocoa.validation import InPoolEvaluator
+
+pytestmark = pytest.mark.slow
+PAIRS = 32
+RUN = {"batch_size": PAIRS, "learning_rate": 3e-3, "logging_steps": 10}
+
+
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl"])
+def backbone(request, tmp_path_factory):
+    """A tiny backbone whose tokenizer knows the captions' words."""
+    folder = tmp_path_factory.mktemp(request.param)
+    write_tiny_backbone(folder, captions(100), request.param)
+    return lambda: load_backbone(folder, ImageBudget((4, 16)), attention="bidirectional")
+
+
+def last(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry][-1]
+
+
+def test_joint_reconstruction_overfits(backbone, tmp_path):
+    """One fixed mask a row (a single epoch's), so that there is something to memorise."""
+    args = arguments(joint_reconstruction.JointReconstructionArguments, tmp_path, max_steps=300, **RUN)
+    trainer = joint_reconstruction.build_trainer(backbone(), content_rows(PAIRS, False), args)
+    dataset = trainer.train_dataset
+    samples = [dataset[0, i] for i in range(PAIRS)]
+    trainer.train_dataset = FixedMasks(samples)
+    trainer.train_or_resume()
+    first = [entry for entry in trainer.state.log_history if "patch_loss" in entry][0]
+    assert last(trainer, "token_accuracy") > 0.95
+    assert last(trainer, "patch_loss") < 0.5 * first["patch_loss"]
+
+
+class FixedMasks(torch.utils.data.Dataset):
+    """The same corrupted samples in every epoch."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, key):
+        return self.samples[key[1]]
+
+
+@pytest.mark.parametrize("layout", ["published", "strict"])
+def test_eos_carries_a_caption(backbone, tmp_path, layout):
+    """With all of B masked, B can be read from EOS alone; with the wrong image, only what captions share."""
+    rows = content_rows(PAIRS, True)
+    args = arguments(eos_bridge.EosBridgeArguments, tmp_path, max_steps=250, text_mask_ratio=1.0, layout=layout, **RUN)
+    trainer = eos_bridge.build_trainer(backbone(), rows, args)
+    trainer.train_or_resume()
+
+    model = trainer.model.eval()
+    batch = trainer.data_collator([trainer.train_dataset[0, i] for i in range(PAIRS)])
+    with torch.no_grad():
+        right, count = model(**batch)["accuracy"]
+        pixels = batch["pixel_values"].reshape(PAIRS, -1, batch["pixel_values"].shape[1])
+        batch["pixel_values"] = pixels.roll(1, 0).flatten(0, 1)
+        wrong, _ = model(**batch)["accuracy"]
+    assert count == sum(len(trainer.train_dataset.backbone.encode_text(row.text)) for row in rows)
+    by_chance = 1 / len(set(" ".join(captions(PAIRS)).split()))
+    assert right / count > 0.9
+    assert wrong / count < 3 * by_chance
+
+
+def test_contrastive_overfits(backbone, tmp_path):
+    pairs = toy_pairs(PAIRS)
+    loaded = backbone()
+    args = arguments(contrastive.ContrastiveArguments, tmp_path, max_steps=150, mini_batch_size=32, **RUN)
+    trainer = contrastive.build_trainer(loaded, pairs, [], args)
+    trainer.train_or_resume()
+    evaluator = InPoolEvaluator(pairs, loaded)
+    trainer.model.eval()
+    assert evaluator(trainer.model)["validation_hit@1"] > 0.95
+    shuffled = [Pair(Side("", "", image), pair.target, (), "toy0", i) for i, (image, pair) in enumerate(zip(pictures(PAIRS, 1), pairs, strict=True))]
+    assert InPoolEvaluator(shuffled, loaded)(trainer.model)["validation_hit@1"] < 0.3
