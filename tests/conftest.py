@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cocoa.backbone import Attention, Backbone, ImageBudget, load_backbone
+from cocoa.backbone import Attention, Backbone, load_backbone
+from cocoa.inputs import ImageBudget
 from cocoa.photos import write_photos
 from cocoa.tiny import write_tiny_backbone
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from test_training import make_trainer
 from toy import with_adapters
 
-from cocoa.backbone import ImageBudget, load_backbone
+from cocoa.backbone import load_backbone
+from cocoa.inputs import ImageBudget
 from cocoa.stages.training import trainable
-from test_training import make_trainer
 
 stage, backbone_path, folder, resume_at = sys.argv[1:]
 torch.set_num_threads(1)
@@ -22,4 +23,6 @@ if int(resume_at):
 trainer = make_trainer(stage, backbone, Path(folder) / "trainer", **options)
 trainer.train_or_resume()
 if trainer.is_world_process_zero():
-    save_file({name: p.detach().contiguous() for name, p in trainable(trainer.model)}, Path(folder) / "trained.safetensors")
+    save_file(
+        {name: p.detach().contiguous() for name, p in trainable(trainer.model)}, Path(folder) / "trained.safetensors"
+    )

@@ -14,6 +14,11 @@ VISION = {"qwen2_vl": ("qkv", "fc1", "fc2"), "qwen2_5_vl": ("qkv", "gate_proj", 
 VARIANTS = [(model_type, tied) for model_type in VISION for tied in (True, False)]
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)  # the adapters' initial values
+
+
 @pytest.fixture(params=VARIANTS, ids=str)
 def variant(request):
     return request.param
@@ -40,7 +45,7 @@ def forward(backbone, pictures):
     return states, backbone.model.lm_head(states)
 
 
-def train(backbone, adapters, pictures, lr=0.05):
+def train(backbone, adapters, pictures, lr=0.003):
     """Two large steps (in the first one LoRA's A gets no gradient, since B is zero)."""
     optimizer = torch.optim.SGD((p for p in adapters.parameters() if p.requires_grad), lr=lr)
     target = torch.randn(64, generator=torch.Generator().manual_seed(0))
@@ -148,9 +153,7 @@ def test_only_adapters_and_the_mask_row_train(variant, tiny_backbone, pictures):
     assert all(re.search(r"\.lora_(A|B|magnitude_vector)\.|trainable_tokens", name) for name in trainable)
 
     train(backbone, adapters, pictures)
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trainable.values()), (
-        "each of them learns"
-    )
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trainable.values()), "each of them learns"
     frozen = {
         re.sub(r"\.(base_layer|token_adapter)\b", "", name): p
         for name, p in adapters.get_base_model().named_parameters()
@@ -206,7 +209,7 @@ def test_merged_equals_unmerged(variant, tiny_backbone, pictures, tmp_path, dora
     assert type(merged).__module__.startswith("transformers.")
     assert not [name for name, _ in merged.named_parameters() if "lora" in name or "base_layer" in name]
     torch.testing.assert_close(merged_states, states, atol=1e-5, rtol=0)
-    torch.testing.assert_close(merged_logits, logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(merged_logits, logits, atol=1e-5, rtol=0)
 
 
 def test_a_bfloat16_model_is_merged_in_float32(tiny_backbone, pictures, tmp_path):
@@ -238,5 +241,5 @@ def test_the_adapter_folder_reloads_on_the_original_backbone(variant, tiny_backb
         PeftModel.from_pretrained(original.model, tmp_path).eval()
         reloaded_states, reloaded_logits = forward(original, pictures)
     torch.testing.assert_close(reloaded_states, states, atol=1e-6, rtol=0)
-    torch.testing.assert_close(reloaded_logits, logits, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(reloaded_logits, logits, atol=1e-6, rtol=0)
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]

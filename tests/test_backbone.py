@@ -12,9 +12,10 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForImageTextToText
 
 import cocoa.tiny
-from cocoa.backbone import ImageBudget, fit_image, load_backbone
+from cocoa.backbone import load_backbone
 from cocoa.checkpoint import save_checkpoint
 from cocoa.errors import CocoaError
+from cocoa.inputs import ImageBudget, fit_image
 from cocoa.pairs import Side, load_image
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl")
@@ -142,6 +143,7 @@ def test_the_mask_token_takes_the_next_free_row(variant, backbone, tiny_backbone
     others = torch.arange(len(old)) != row
     assert torch.equal(new[others], old[others])
     assert backbone.tokenizer.encode("<|mask|>", add_special_tokens=False) == [row]
+    assert {*cocoa.tiny.CONTROL_TOKENS, "<|mask|>"} <= set(backbone.tokenizer.all_special_tokens)
     assert (backbone.model.lm_head.weight.data_ptr() == new.data_ptr()) is variant[1]
     assert backbone.tokenizer.decode([backbone.eos_token_id]) == "<|im_end|>"
     assert backbone.eos_token_id != backbone.tokenizer.pad_token_id
@@ -272,14 +274,15 @@ def test_image_comes_first_then_instruction_then_text(backbone, plain, pictures)
     expected = backbone.encode_side(Side("Find:", "a cat", image))["input_ids"].tolist()
     assert backbone.tokenizer.decode(expected).endswith("<|vision_end|>Find: a cat<|im_end|>")
     part = {"image": {"type": "image", "image": image}, "text": {"type": "text", "text": "a cat"}}
-    turns = [
-        {"role": "user", "content": [part["text"], part["image"]]},
-        {"role": "system", "content": [{"type": "text", "text": "Find:"}]},
-    ]
-    for given in ([turns], [turns[::-1]]):
+    instruction = {"role": "system", "content": [{"type": "text", "text": "Find:"}]}
+    words = [{"type": "text", "text": text} for text in ("a ", " cat")]  # one space between parts
+    turns = [{"role": "user", "content": [part["text"], part["image"]]}, instruction]
+    apart = [instruction, {"role": "user", "content": [words[0], part["image"], words[1]]}]
+    for given in ([turns], [turns[::-1]], [apart]):
         assert plain.preprocess(given)["input_ids"].tolist() == [expected]
     for given in ({"text": "a cat", "image": image}, {"image": image, "text": "a cat"}):
-        assert plain.preprocess([given], prompt="Find:")["input_ids"].tolist() == [expected]
+        for prompt in ("Find:", " Find: \n"):
+            assert plain.preprocess([given], prompt=prompt)["input_ids"].tolist() == [expected]
 
 
 ATTACKS = [
@@ -349,9 +352,7 @@ def test_shorten_gives_the_longest_prefix_that_fits(tiny_backbone, name):
         if tokens >= len(whole):
             assert short == escaped
         else:
-            next_one = next(
-                n for n in range(len(short) + 1, len(escaped) + 1) if escaped[:n].strip() != short
-            )
+            next_one = next(n for n in range(len(short) + 1, len(escaped) + 1) if escaped[:n].strip() != short)
             assert len(backbone.encode_text(escaped[: next_one + 8])) > tokens, "not cut shorter than need be"
 
 
@@ -382,19 +383,20 @@ def test_fit_text_obeys_the_limit_and_cuts_the_end_of_the_text_alone(tiny_backbo
 
 
 @pytest.mark.parametrize(
-    ("size", "fitted"),
+    ("size", "most", "fitted"),
     [
-        ((200, 1), (200, 1)),
-        ((201, 1), (201, 2)),
-        ((1, 500), (3, 500)),
-        ((1000, 5), (1000, 5)),
-        ((1001, 5), (1001, 6)),
-        ((1, 1), (1, 1)),
-        ((640, 480), (640, 480)),
+        ((200, 1), 256, (200, 1)),
+        ((201, 1), 256, (201, 2)),  # the processor refuses ratios over 200
+        ((1, 500), 256, (3, 500)),
+        ((1001, 5), 256, (1001, 6)),
+        ((160, 10), 16, (160, 10)),
+        ((161, 10), 16, (161, 11)),  # and would take more than 16 tokens for a ratio over 16
+        ((1, 1), 16, (1, 1)),
+        ((640, 480), 16, (640, 480)),
     ],
 )
-def test_aspect_ratios_over_200_are_pulled_back(size, fitted):
-    assert fit_image(Image.new("RGB", size), ImageBudget((4, 16)), 28).size == fitted
+def test_extreme_aspect_ratios_are_pulled_back(size, most, fitted):
+    assert fit_image(Image.new("RGB", size), ImageBudget((4, most)), 28).size == fitted
 
 
 @pytest.mark.parametrize(("most", "side"), [(16, 112), (20, 112), (144, 336), (1, 28)])

@@ -5,9 +5,9 @@ import torch
 from toy import arguments, content_rows
 
 from cocoa.corruption import IGNORE_INDEX
+from cocoa.pairs import ContentPair, Side
 from cocoa.stages.eos_bridge import WHOLE_UP_TO, EosBridgeArguments, EosBridgeDataset, build_trainer, too_long
 from cocoa.stages.reconstruction import collate
-from cocoa.pairs import ContentPair, Side
 
 ARCHITECTURES = ["qwen2_vl", "qwen2_5_vl"]
 LAYOUTS = ["published", "strict"]
@@ -106,13 +106,17 @@ def test_strict_eos_state_is_that_of_inference(tiny_backbone, tmp_path):
     row = content_rows(1, bridge=True)[0]
     inputs = backbone.encode_side(row.side)
     with torch.no_grad():
-        alone = backbone.model.eval().model(
-            input_ids=inputs["input_ids"][None],
-            attention_mask=torch.ones_like(inputs["input_ids"])[None],
-            pixel_values=inputs["pixel_values"],
-            image_grid_thw=inputs["image_grid_thw"],
-            mm_token_type_ids=(inputs["input_ids"] == backbone.model.config.image_token_id).int()[None],
-        ).last_hidden_state[0, -1]
+        alone = (
+            backbone.model.eval()
+            .model(
+                input_ids=inputs["input_ids"][None],
+                attention_mask=torch.ones_like(inputs["input_ids"])[None],
+                pixel_values=inputs["pixel_values"],
+                image_grid_thw=inputs["image_grid_thw"],
+                mm_token_type_ids=(inputs["input_ids"] == backbone.model.config.image_token_id).int()[None],
+            )
+            .last_hidden_state[0, -1]
+        )
         for layout, equal in (("strict", True), ("published", False)):
             model, batch = batch_of(backbone, tmp_path, layout, n=1)
             eos = states(model, batch)[0, batch["eos_position"][0]]
@@ -188,7 +192,9 @@ def test_first_token_is_logged_apart(tiny_backbone, tmp_path):
 
 
 def test_collate_pads_on_the_right():
-    samples = [{"input_ids": torch.arange(n), "labels": torch.arange(n), "eos_position": torch.tensor(1)} for n in (2, 4)]
+    samples = [
+        {"input_ids": torch.arange(n), "labels": torch.arange(n), "eos_position": torch.tensor(1)} for n in (2, 4)
+    ]
     batch = collate(samples, pad_token_id=9)
     assert batch["input_ids"].tolist() == [[0, 1, 9, 9], [0, 1, 2, 3]]
     assert batch["labels"].tolist() == [[0, 1, IGNORE_INDEX, IGNORE_INDEX], [0, 1, 2, 3]]

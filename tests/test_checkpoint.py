@@ -101,18 +101,14 @@ def read_by_a_stranger(saved, pictures, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model_type", "tied"), VARIANTS)
-def test_plain_sentence_transformers_gives_the_same_embeddings(
-    saved, read_by_a_stranger, pictures, model_type, tied
-):
+def test_plain_sentence_transformers_gives_the_same_embeddings(saved, read_by_a_stranger, pictures, model_type, tied):
     backbone, _ = saved[model_type, tied]
     in_memory = as_sentence_transformer(backbone)
     for kind, sides in inputs(pictures).items():
         found = torch.from_numpy(read_by_a_stranger[f"{model_type} {tied} {kind}"])
         expected = embed(in_memory, backbone, sides)
         assert found.shape == (3, 64)
-        torch.testing.assert_close(
-            found, expected, atol=1e-6, rtol=0, msg=lambda m, kind=kind: f"{kind}: {m}"
-        )
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0, msg=lambda m, kind=kind: f"{kind}: {m}")
         assert (expected[0] - expected[1]).abs().max() > 1e-3, "inputs differ, so their embeddings do"
 
 
@@ -129,9 +125,7 @@ def test_an_embedding_is_the_final_state_of_eos_normalised(checkpoint, pictures)
         real = torch.ones_like(ids)
         positions = backbone.rope_positions(ids, real, encoded.get("image_grid_thw"))
         with torch.no_grad():
-            states = backbone.model.eval().model(
-                input_ids=ids, attention_mask=real, position_ids=positions, **encoded
-            )
+            states = backbone.model.eval().model(input_ids=ids, attention_mask=real, position_ids=positions, **encoded)
         expected = torch.nn.functional.normalize(states.last_hidden_state[0, -1], dim=0)
         torch.testing.assert_close(in_order[i], expected, atol=1e-6, rtol=0)
         torch.testing.assert_close(found[i], expected, atol=5e-6, rtol=0)
@@ -193,9 +187,7 @@ def test_what_the_files_say(checkpoint):
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
     assert tokenizer["padding_side"] == "left"
     assert "sanitize_control_tokens" not in json.dumps(tokenizer), "transformers without it cannot pad"
-    assert SentenceTransformer(str(folder), device="cpu").max_seq_length >= 10**9, (
-        "no limit that would cut EOS"
-    )
+    assert SentenceTransformer(str(folder), device="cpu").max_seq_length >= 10**9, "no limit that would cut EOS"
     record = read_record(folder)
     assert (record["stage"], record["seed"]) == ("contrastive", 7)
     assert record["image"] == {"tokens": [4, 16], "resize": "aspect"}
@@ -211,9 +203,7 @@ def test_a_causal_checkpoint_stays_causal(tiny_backbone, tmp_path):
     assert config["is_causal"] is config["text_config"]["is_causal"] is True
     side = [Side(text="A red cup.")]
     causal = embed(SentenceTransformer(str(tmp_path), device="cpu"), backbone, side)
-    torch.testing.assert_close(
-        causal, embed(as_sentence_transformer(backbone), backbone, side), atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(causal, embed(as_sentence_transformer(backbone), backbone, side), atol=1e-6, rtol=0)
     full = tiny_backbone()
     assert (embed(as_sentence_transformer(full), full, side) - causal).abs().max() > 1e-4
 

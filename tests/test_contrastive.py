@@ -3,8 +3,8 @@
 import pytest
 import torch
 from PIL import Image
-from toy import arguments, toy_pairs
 from torch.nn import functional as F
+from toy import arguments, toy_pairs
 
 from cocoa.checkpoint import as_sentence_transformer, embed
 from cocoa.pairs import Pair, Side
@@ -12,12 +12,17 @@ from cocoa.stages.contrastive import (
     FILLER_ID,
     ContrastiveArguments,
     EqualTargetsLoss,
+    PairDataset,
     build_trainer,
-    pair_dataset,
 )
 from cocoa.validation import InPoolEvaluator
 
 TEMPERATURE = 0.05
+
+
+def columns_of(dataset):
+    rows = [dataset[i] for i in range(len(dataset))]
+    return {name: [row[name] for row in rows] for name in dataset.column_names}
 
 
 def features_of(model, columns):
@@ -48,7 +53,7 @@ def test_cached_equals_uncached_gradients(tiny_backbone, tmp_path, mask_equal_ta
     pairs[3] = Pair(pairs[3].query, pairs[0].target, (), "toy0", 3)  # an equal target, and no negative of its own
     backbone = tiny_backbone()
     args = arguments(ContrastiveArguments, tmp_path, hard_negatives=negatives)
-    rows = pair_dataset(pairs, backbone, args)[:]
+    rows = columns_of(PairDataset(pairs, backbone, args))
     labels = torch.tensor(rows.pop("label"))
     model = as_sentence_transformer(backbone)
     model.train()
@@ -73,7 +78,7 @@ def test_equal_targets_change_the_loss_only_where_masked(tiny_backbone, tmp_path
     image = toy_pairs(1)[0]
     pairs = [Pair(pair.query, image.target, (), "toy0", i) for i, pair in enumerate(toy_pairs(6))]
     backbone = tiny_backbone()
-    rows = pair_dataset(pairs, backbone, arguments(ContrastiveArguments, tmp_path))[:]
+    rows = columns_of(PairDataset(pairs, backbone, arguments(ContrastiveArguments, tmp_path)))
     labels = torch.tensor(rows.pop("label"))
     model = as_sentence_transformer(backbone)
     for masked, expected in ((True, 0.0), (False, torch.log(torch.tensor(6.0)).item())):
@@ -85,8 +90,8 @@ def test_hard_negatives_become_columns_and_missing_ones_are_fillers(tiny_backbon
     pairs = toy_pairs(2, negatives=2)
     equal = Pair(pairs[1].query, pairs[1].target, (pairs[1].target,), "toy0", 1)
     args = arguments(ContrastiveArguments, tmp_path, hard_negatives=2)
-    rows = pair_dataset([pairs[0], equal], tiny_backbone(), args)[:]
-    assert list(rows) == ["query", "target", "label", "negative_1", "negative_2"]
+    rows = columns_of(PairDataset([pairs[0], equal], tiny_backbone(), args))
+    assert list(rows) == ["query", "target", "negative_1", "negative_2", "label"]
     assert rows["label"][0] == [side.content_id() for side in (pairs[0].target, *pairs[0].negatives)]
     assert rows["label"][1] == [equal.target.content_id(), FILLER_ID, FILLER_ID]  # equal to the target; absent
     assert rows["negative_2"][1] == [{"role": "user", "content": []}]
@@ -95,7 +100,7 @@ def test_hard_negatives_become_columns_and_missing_ones_are_fillers(tiny_backbon
 def test_rows_render_as_plain_sentence_transformers_does(tiny_backbone, tmp_path):
     pair = toy_pairs(1)[0]
     backbone = tiny_backbone()
-    rows = pair_dataset([pair], backbone, arguments(ContrastiveArguments, tmp_path))[:]
+    rows = columns_of(PairDataset([pair], backbone, arguments(ContrastiveArguments, tmp_path)))
     model = as_sentence_transformer(backbone)
     trained = model.preprocess(rows["query"])
     served = model.preprocess([{"image": pair.query.image}], prompt=pair.query.instruction)
@@ -117,13 +122,17 @@ def test_embedding_is_the_normalised_state_of_eos(tiny_backbone):
     inputs = backbone.encode_side(side)
     assert inputs["input_ids"][-1] == backbone.eos_token_id
     with torch.no_grad():
-        states = backbone.model.eval().model(
-            input_ids=inputs["input_ids"][None],
-            attention_mask=torch.ones(1, len(inputs["input_ids"])).long(),
-            pixel_values=inputs["pixel_values"],
-            image_grid_thw=inputs["image_grid_thw"],
-            mm_token_type_ids=(inputs["input_ids"] == backbone.model.config.image_token_id).int()[None],
-        ).last_hidden_state
+        states = (
+            backbone.model.eval()
+            .model(
+                input_ids=inputs["input_ids"][None],
+                attention_mask=torch.ones(1, len(inputs["input_ids"])).long(),
+                pixel_values=inputs["pixel_values"],
+                image_grid_thw=inputs["image_grid_thw"],
+                mm_token_type_ids=(inputs["input_ids"] == backbone.model.config.image_token_id).int()[None],
+            )
+            .last_hidden_state
+        )
     embedding = embed(as_sentence_transformer(backbone), backbone, [side])[0]
     assert torch.allclose(embedding, F.normalize(states[0, -1], dim=0), atol=1e-6)
 
@@ -157,5 +166,9 @@ def test_content_ids_are_of_text_and_image_alone():
     white, black = (Image.new("RGB", (4, 4), colour) for colour in ("white", "black"))
     same = Side("one instruction", "text ", white).content_id()
     assert same == Side("another", " text", Image.new("RGB", (4, 4), "white")).content_id()
-    others = {Side("", "text", black).content_id(), Side("", "texts", white).content_id(), Side("", "text").content_id()}
+    others = {
+        Side("", "text", black).content_id(),
+        Side("", "texts", white).content_id(),
+        Side("", "text").content_id(),
+    }
     assert len(others | {same}) == 4 and all(0 <= i < 2**63 for i in others)

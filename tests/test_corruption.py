@@ -155,9 +155,7 @@ def test_the_processors_rows_are_laid_out_as_mask_patches_takes_them(checkered):
     for unit in range(24):
         for channel in range(3):
             value = ((unit + 1) * 10 / 255 - mean[channel]) / std[channel]
-            torch.testing.assert_close(
-                rows[unit, :, channel], torch.full((4, 2, 196), value), atol=1e-5, rtol=0
-            )
+            torch.testing.assert_close(rows[unit, :, channel], torch.full((4, 2, 196), value), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("ratio", "count"), [(0.5, 12), (0.3, 7), (0.01, 1), (1.0, 24)])

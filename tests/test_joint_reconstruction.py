@@ -49,7 +49,9 @@ def test_half_of_the_patches_are_noise_and_the_target(sample):
 @pytest.mark.parametrize("architecture", ["qwen2_vl", "qwen2_5_vl"])
 def test_both_losses_come_from_one_forward_pass(tiny_backbone, tmp_path, architecture):
     backbone = tiny_backbone(architecture)
-    trainer = build_trainer(backbone, content_rows(4, False), arguments(JointReconstructionArguments, tmp_path, batch_size=4))
+    trainer = build_trainer(
+        backbone, content_rows(4, False), arguments(JointReconstructionArguments, tmp_path, batch_size=4)
+    )
     batch = trainer.data_collator([trainer.train_dataset[0, i] for i in range(4)])
     calls = []
     backbone.model.model.register_forward_hook(lambda *_: calls.append(1))
@@ -58,11 +60,17 @@ def test_both_losses_come_from_one_forward_pass(tiny_backbone, tmp_path, archite
     assert sums["token"][1] == (batch["labels"] != IGNORE_INDEX).sum()
     assert sums["patch"][1] == len(batch["target_pixels"])
     (sums["token"][0] + sums["patch"][0]).backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in trainer.model.patch_decoder.parameters() if p.requires_grad)
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0
+        for p in trainer.model.patch_decoder.parameters()
+        if p.requires_grad
+    )
 
 
 def test_patch_loss_is_the_mean_squared_error_in_numpy(tiny_backbone, tmp_path):
-    trainer = build_trainer(tiny_backbone(), content_rows(2, False), arguments(JointReconstructionArguments, tmp_path, batch_size=2))
+    trainer = build_trainer(
+        tiny_backbone(), content_rows(2, False), arguments(JointReconstructionArguments, tmp_path, batch_size=2)
+    )
     model, batch = trainer.model.eval(), None
     batch = trainer.data_collator([trainer.train_dataset[0, i] for i in range(2)])
     seen = {}
@@ -75,7 +83,9 @@ def test_patch_loss_is_the_mean_squared_error_in_numpy(tiny_backbone, tmp_path):
 
 def test_no_room_for_text_is_an_error(tiny_backbone, tmp_path):
     with pytest.raises(CocoaError, match="max_length 18 leaves no room for text"):
-        build_trainer(tiny_backbone(), content_rows(8, False), arguments(JointReconstructionArguments, tmp_path, max_length=18))
+        build_trainer(
+            tiny_backbone(), content_rows(8, False), arguments(JointReconstructionArguments, tmp_path, max_length=18)
+        )
 
 
 def test_long_text_is_shortened_before_eos(tiny_backbone, tmp_path):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from toy import arguments, captions, content_rows, pictures, toy_pairs
 
-from cocoa.backbone import ImageBudget, load_backbone
+from cocoa.backbone import load_backbone
+from cocoa.inputs import ImageBudget
 from cocoa.pairs import Pair, Side
 from cocoa.stages import contrastive, eos_bridge, joint_reconstruction
 from cocoa.tiny import write_tiny_backbone
@@ -28,23 +29,21 @@ def last(trainer, name):
 
 
 def test_joint_reconstruction_overfits(backbone, tmp_path):
-    """One fixed mask a row (a single epoch's), so that there is something to memorise."""
-    args = arguments(joint_reconstruction.JointReconstructionArguments, tmp_path, max_steps=300, **RUN)
+    """One fixed mask a row, so that there is something to memorise."""
+    args = arguments(joint_reconstruction.JointReconstructionArguments, tmp_path, max_steps=200, **RUN)
     trainer = joint_reconstruction.build_trainer(backbone(), content_rows(PAIRS, False), args)
-    dataset = trainer.train_dataset
-    samples = [dataset[0, i] for i in range(PAIRS)]
-    trainer.train_dataset = FixedMasks(samples)
+    trainer.train_dataset = FixedMasks(trainer.train_dataset)
     trainer.train_or_resume()
-    first = [entry for entry in trainer.state.log_history if "patch_loss" in entry][0]
+    first = next(entry for entry in trainer.state.log_history if "patch_loss" in entry)
     assert last(trainer, "token_accuracy") > 0.95
     assert last(trainer, "patch_loss") < 0.5 * first["patch_loss"]
 
 
 class FixedMasks(torch.utils.data.Dataset):
-    """The same corrupted samples in every epoch."""
+    """The corrupted samples of the first epoch in every epoch."""
 
-    def __init__(self, samples):
-        self.samples = samples
+    def __init__(self, dataset):
+        self.samples = [dataset[0, row] for row in range(len(dataset))]
 
     def __len__(self):
         return len(self.samples)
@@ -57,18 +56,20 @@ class FixedMasks(torch.utils.data.Dataset):
 def test_eos_carries_a_caption(backbone, tmp_path, layout):
     """With all of B masked, B can be read from EOS alone; with the wrong image, only what captions share."""
     rows = content_rows(PAIRS, True)
-    args = arguments(eos_bridge.EosBridgeArguments, tmp_path, max_steps=250, text_mask_ratio=1.0, layout=layout, **RUN)
-    trainer = eos_bridge.build_trainer(backbone(), rows, args)
+    args = arguments(eos_bridge.EosBridgeArguments, tmp_path, max_steps=200, text_mask_ratio=1.0, layout=layout, **RUN)
+    loaded = backbone()
+    trainer = eos_bridge.build_trainer(loaded, rows, args)
+    trainer.train_dataset = FixedMasks(trainer.train_dataset)
     trainer.train_or_resume()
 
     model = trainer.model.eval()
-    batch = trainer.data_collator([trainer.train_dataset[0, i] for i in range(PAIRS)])
+    batch = trainer.data_collator(trainer.train_dataset.samples)
     with torch.no_grad():
         right, count = model(**batch)["accuracy"]
         pixels = batch["pixel_values"].reshape(PAIRS, -1, batch["pixel_values"].shape[1])
         batch["pixel_values"] = pixels.roll(1, 0).flatten(0, 1)
         wrong, _ = model(**batch)["accuracy"]
-    assert count == sum(len(trainer.train_dataset.backbone.encode_text(row.text)) for row in rows)
+    assert count == sum(len(loaded.encode_text(row.text)) for row in rows)
     by_chance = 1 / len(set(" ".join(captions(PAIRS)).split()))
     assert right / count > 0.9
     assert wrong / count < 3 * by_chance
@@ -83,5 +84,8 @@ def test_contrastive_overfits(backbone, tmp_path):
     evaluator = InPoolEvaluator(pairs, loaded)
     trainer.model.eval()
     assert evaluator(trainer.model)["validation_hit@1"] > 0.95
-    shuffled = [Pair(Side("", "", image), pair.target, (), "toy0", i) for i, (image, pair) in enumerate(zip(pictures(PAIRS, 1), pairs, strict=True))]
+    shuffled = [
+        Pair(Side("", "", image), pair.target, (), "toy0", i)
+        for i, (image, pair) in enumerate(zip(pictures(PAIRS, 1), pairs, strict=True))
+    ]
     assert InPoolEvaluator(shuffled, loaded)(trainer.model)["validation_hit@1"] < 0.3

@@ -184,9 +184,7 @@ def test_each_form_is_split(train_pairs: PairSet, dataset: str, query: Any, targ
 
 
 def test_negatives(train_pairs: PairSet) -> None:
-    by_set = {
-        dataset: [p for p in train_pairs.pairs if p.dataset == dataset] for dataset in train_pairs.counts()
-    }
+    by_set = {dataset: [p for p in train_pairs.pairs if p.dataset == dataset] for dataset in train_pairs.counts()}
     assert by_set["OK-VQA"][0].negatives == (Side(text="blue"),)
     assert not by_set["CIRR"][0].negatives  # the columns are missing
     assert not by_set["MSCOCO_i2t"][0].negatives  # the columns are empty
@@ -203,9 +201,7 @@ def test_lists_of_negatives(tmp_path: Path) -> None:
 
 def test_a_sample_is_a_seeded_subset_in_file_order(photo_data: Path) -> None:
     def rows(seed: int) -> list[int]:
-        found = read_train(
-            photo_data / "MMEB-train", subsets=["MSCOCO_i2t"], max_rows_per_subset=9, seed=seed
-        )
+        found = read_train(photo_data / "MMEB-train", subsets=["MSCOCO_i2t"], max_rows_per_subset=9, seed=seed)
         return [pair.row for pair in found.pairs]
 
     assert len(rows(0)) == 9
@@ -323,9 +319,7 @@ def test_the_same_image_and_text_is_kept_once_under_two_instructions() -> None:
     pairs = [
         Pair(Side("Find a caption", "", image), Side(text=caption), dataset="MSCOCO_i2t", row=1),
         Pair(Side("Find an image", caption), Side("Represent it.", "", image), dataset="MSCOCO_t2i", row=2),
-        Pair(
-            Side("Find an image", caption), Side("Represent it.", "", "/b.jpg"), dataset="MSCOCO_t2i", row=3
-        ),
+        Pair(Side("Find an image", caption), Side("Represent it.", "", "/b.jpg"), dataset="MSCOCO_t2i", row=3),
     ]
     for stage in CONTENT_STAGES:
         assert [row.row_id for row in stage_rows(pairs, stage)] == ["MSCOCO_i2t/1", "MSCOCO_t2i/3"]
@@ -361,9 +355,7 @@ def test_photos_evaluation_sets(photo_data: Path) -> None:
     assert answers[0].image == answers[-1].image  # told apart by (text, image)
     assert answers[0].text != answers[-1].text
     matching = found["RefCOCO-Matching"]
-    assert all(
-        np.sum(row == row[0]) == 2 for row in matching.candidates
-    )  # an exact duplicate has the same index
+    assert all(np.sum(row == row[0]) == 2 for row in matching.candidates)  # an exact duplicate has the same index
 
 
 def test_the_form_with_instructions_apart(photo_data: Path) -> None:
@@ -392,10 +384,7 @@ def test_each_row_has_its_own_instruction_and_number_of_candidates(tmp_path: Pat
 
 def test_a_training_row_and_an_evaluation_row_render_the_same(tmp_path: Path) -> None:
     """In every data set, whatever the whitespace, in both forms of evaluation data."""
-    queries = {
-        name: [text.replace("{text}", "one\ntwo") for text in entry.query]
-        for name, entry in datasets().items()
-    }
+    queries = {name: [text.replace("{text}", "one\ntwo") for text in entry.query] for name, entry in datasets().items()}
     targets = {
         name: [text.replace("{text}", "three") for text in entry.target] or ["three"]
         for name, entry in datasets().items()
@@ -451,9 +440,7 @@ def test_images_are_found_in_the_folder_or_in_images_in_it(tmp_path: Path) -> No
         (PLAIN[:2], ("q", ""), "no column tgt_text"),
     ],
 )
-def test_broken_evaluation_rows_are_named(
-    tmp_path: Path, columns: Sequence[str], row: Any, said: str
-) -> None:
+def test_broken_evaluation_rows_are_named(tmp_path: Path, columns: Sequence[str], row: Any, said: str) -> None:
     good = ("q", "", ["a"], [""])[: len(columns)]
     write(tmp_path / "a" / "test-00000-of-00001.parquet", columns, good, row)
     with pytest.raises(CocoaError) as error:

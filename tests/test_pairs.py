@@ -270,9 +270,7 @@ def test_broken_csv(tmp_path: Path) -> None:
 def test_a_list_of_sources_is_concatenated(tmp_path: Path, photo_data: Path) -> None:
     record = {**GOOD, "negatives": [{"text": "n1"}, {"text": "n2"}]}
     mine = jsonl(tmp_path / "mine.jsonl", *[record] * 8)
-    config = DataConfig(
-        [str(mine), str(photo_data / "MMEB-train")], subsets=["mine", "VisDial", "VisualNews_t2i"]
-    )
+    config = DataConfig([str(mine), str(photo_data / "MMEB-train")], subsets=["mine", "VisDial", "VisualNews_t2i"])
     found = load_pairs(config, seed=0)
     assert list(found.counts().items()) == [("mine", 8), ("VisDial", 6), ("VisualNews_t2i", 7)]
     assert found.left_out == {"VisualNews_t2i": {"empty query": 1}}
@@ -316,6 +314,4 @@ def test_mistakes_in_the_data_block(tmp_path: Path) -> None:
 
 def test_pairs_know_nothing_of_their_readers() -> None:
     code = "import sys, cocoa.pairs; print({'datasets', 'pyarrow', 'cocoa.mmeb'} & set(sys.modules))"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

@@ -33,9 +33,7 @@ def test_photographs_load_upright_and_in_colour() -> None:
     assert rocket.size == (224, 149)
     sky, lamps = rocket.getpixel((60, 10)), rocket.getpixel((112, 100))
     assert sum(sky) < sum(lamps)  # a dark sky above, a bright rocket in the middle
-    red, green, blue = load_image(str(PHOTOS / "coffee.jpg")).getpixel(
-        (60, 110)
-    )  # the saucer; CMYK not inverted
+    red, green, blue = load_image(str(PHOTOS / "coffee.jpg")).getpixel((60, 110))  # the saucer; CMYK not inverted
     assert red > 1.5 * green and red > 1.5 * blue
 
 
@@ -50,9 +48,7 @@ def test_the_layouts_are_those_of_mmeb(photo_data: Path) -> None:
     train = photo_data / "MMEB-train"
     assert 100 <= len(read_train(train)) <= 150
     coco = sorted(path.name for path in (train / "MSCOCO_i2t").iterdir())
-    assert coco == [
-        f"{split}-00000-of-00001.parquet" for split in ("diverse_instruction", "original", "train")
-    ]
+    assert coco == [f"{split}-00000-of-00001.parquet" for split in ("diverse_instruction", "original", "train")]
     for name in list_subsets(train):
         path = next((train / name).glob("original-*.parquet"))
         columns = ["qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path"]

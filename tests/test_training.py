@@ -39,7 +39,7 @@ def distance(a, b):
 
 def steps_of(sampler, pieces):
     batches = list(sampler)
-    return [sorted(sum(batches[i : i + pieces], [])) for i in range(0, len(batches), pieces)]
+    return [sorted(row for batch in batches[i : i + pieces] for row in batch) for i in range(0, len(batches), pieces)]
 
 
 @pytest.mark.parametrize("sub_batch_size", [1, 4])
@@ -89,7 +89,9 @@ def test_mistakes_in_batch_sizes():
 def test_worker_count_changes_nothing(tiny_backbone, tmp_path, stage):
     results = []
     for workers in (0, 2):
-        trainer = make_trainer(stage, tiny_backbone(), tmp_path / str(workers), dataloader_num_workers=workers, max_steps=3)
+        trainer = make_trainer(
+            stage, tiny_backbone(), tmp_path / str(workers), dataloader_num_workers=workers, max_steps=3
+        )
         trainer.train_or_resume()
         results.append(weights(trainer))
     assert distance(*results) == 0
@@ -119,7 +121,9 @@ def test_accumulation_is_refused_where_it_costs_negatives(tmp_path):
 
 
 def test_logged_terms_are_means_over_the_global_batch(tiny_backbone, tmp_path):
-    trainer = make_trainer("joint_reconstruction", tiny_backbone(), tmp_path, max_steps=1, gradient_accumulation_steps=4)
+    trainer = make_trainer(
+        "joint_reconstruction", tiny_backbone(), tmp_path, max_steps=1, gradient_accumulation_steps=4
+    )
     trainer.train_or_resume()
     logs = trainer.state.log_history[0]
     assert logs["loss"] == pytest.approx(logs["token_loss"] + 0.5 * logs["patch_loss"], abs=1e-3)
@@ -192,5 +196,7 @@ def test_a_checkpoint_of_another_model_is_an_error(tiny_backbone, tmp_path):
 
 
 def test_trainer_checkpoints_hold_no_pickled_arguments(tiny_backbone, tmp_path):
-    make_trainer("eos_bridge", tiny_backbone(), tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train_or_resume()
+    make_trainer(
+        "eos_bridge", tiny_backbone(), tmp_path, max_steps=2, save_strategy="steps", save_steps=2
+    ).train_or_resume()
     assert not list(tmp_path.glob("**/training_args.bin"))

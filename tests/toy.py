@@ -10,7 +10,7 @@ from cocoa.adapters import Lora, add_adapters
 from cocoa.backbone import Backbone
 from cocoa.pairs import ContentPair, Pair, Side
 
-WORDS = "red green blue cat dog rocket coffee cup table sky moon star".split()
+WORDS = ["red", "green", "blue", "cat", "dog", "rocket", "coffee", "cup", "table", "sky", "moon", "star"]
 VISION = {"qwen2_vl": ("qkv", "fc1", "fc2"), "qwen2_5_vl": ("qkv", "gate_proj", "up_proj", "down_proj")}
 
 
@@ -30,9 +30,7 @@ def captions(n: int, words: int = 6, seed: int = 0) -> list[str]:
 def content_rows(n: int, bridge: bool) -> list[ContentPair]:
     """Rows of a reconstruction stage."""
     sides = [Side("Describe the picture." if bridge else "", "", image) for image in pictures(n)]
-    return [
-        ContentPair(side, text, f"toy/{i}") for i, (side, text) in enumerate(zip(sides, captions(n), strict=True))
-    ]
+    return [ContentPair(side, text, f"toy/{i}") for i, (side, text) in enumerate(zip(sides, captions(n), strict=True))]
 
 
 def toy_pairs(n: int, negatives: int = 0, datasets: int = 1) -> list[Pair]:

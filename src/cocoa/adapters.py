@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -14,8 +13,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cocoa.errors import CocoaError
-
-logger = logging.getLogger(__name__)
 
 TEXT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -88,7 +85,6 @@ def add_adapters(model: PreTrainedModel, lora: Lora, trainable_tokens: list[int]
         The peft handle that saves and merges the adapters.
     """
     layers = adapted_layers(model, lora)
-    logger.info("adapters (r %d, alpha %d, %s): %s", lora.r, lora.alpha, "DoRA" if lora.dora else "LoRA", describe(layers))
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,

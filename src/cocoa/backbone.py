@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -28,7 +27,8 @@ from transformers import (
 )
 
 from cocoa.errors import CocoaError
-from cocoa.pairs import Side, load_image
+from cocoa.inputs import ImageBudget, chat_messages, inert, most_tokens
+from cocoa.pairs import Side
 
 logger = logging.getLogger(__name__)
 
@@ -41,29 +41,6 @@ EOS_TOKEN = "<|im_end|>"
 MASK_TOKEN = "<|mask|>"
 
 Attention = Literal["bidirectional", "causal"]
-
-
-@dataclass(frozen=True, slots=True)
-class ImageBudget:
-    """How many merged tokens (28 x 28 px) an image may take, and how it is resized to fit.
-
-    Args:
-        tokens: least and most merged tokens an image; it is never cut, always resized.
-        resize: `aspect` keeps the aspect ratio; `square` squashes every image to the largest square that
-            fits, as the released code does.
-    """
-
-    tokens: tuple[int, int] = (4, 256)
-    resize: Literal["aspect", "square"] = "aspect"
-
-    def __post_init__(self) -> None:
-        if len(self.tokens) != 2:
-            raise CocoaError(f"image tokens {list(self.tokens)}: give the least and the most")
-        least, most = self.tokens
-        if not 1 <= least <= most:
-            raise CocoaError(f"image tokens {list(self.tokens)}: need 1 <= least <= most")
-        if self.resize not in ("aspect", "square"):
-            raise CocoaError(f"image.resize {self.resize!r}: choose aspect or square")
 
 
 @dataclass
@@ -152,12 +129,14 @@ class Backbone:
             CocoaError: image and instruction alone do not fit.
         """
         markers = 1 if side.image is None else self.images.tokens[1] + 3
-        if len(inert(side.prompt()).encode()) + markers <= max_length:  # a token is at least one byte
+        room = max_length - markers
+        if most_tokens(side.prompt()) <= room:
             return side
-        room = max_length - markers - len(self.encode_text(side.instruction))
-        if room < 0:
+        instruction = inert(side.instruction)
+        prompt = self.shorten(side.prompt(), max(room, 0))
+        if room < 0 or len(prompt) < len(instruction):
             raise CocoaError(f"max_length {max_length} has no room for image and instruction; raise it")
-        return dataclasses.replace(side, text=self.shorten(side.text, room))
+        return dataclasses.replace(side, text=prompt[len(instruction) :])
 
     def rope_positions(self, input_ids: Tensor, attention_mask: Tensor, image_grid_thw: Tensor | None) -> Tensor:
         """M-RoPE positions (3, B, T) of a padded batch; padding gets position 0."""
@@ -166,46 +145,6 @@ class Backbone:
             input_ids, mm_token_type_ids=is_image, image_grid_thw=image_grid_thw, attention_mask=attention_mask
         )
         return positions
-
-
-def chat_messages(side: Side, images: ImageBudget, patch_size: int = 28) -> list[dict[str, Any]]:
-    """The side as chat messages: the instruction as a system message, then image and text.
-
-    Args:
-        side: what to embed.
-        images: says whether the image is squashed to a square.
-        patch_size: side of a merged token in pixels.
-    """
-    content: list[dict[str, Any]] = []
-    if side.image is not None:
-        content.append({"type": "image", "image": fit_image(load_image(side.image), images, patch_size)})
-    if text := side.text.strip():
-        content.append({"type": "text", "text": text})
-    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-    if instruction := side.instruction.strip():
-        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": instruction}]})
-    return messages
-
-
-def inert(text: str) -> str:
-    """The text as the chat template writes it: no outer whitespace, and no control token in it."""
-    return text.strip().replace("<|", "< |")
-
-
-def fit_image(image: Image.Image, images: ImageBudget, patch_size: int) -> Image.Image:
-    """Squash an image where the budget says so, and pull extreme aspect ratios back.
-
-    The processor keeps the aspect ratio, refuses ratios over 200, and takes more tokens than the budget for
-    a ratio over its most tokens; an image beyond either is stretched on its short side, never cut.
-    """
-    if images.resize == "square":
-        side = int(images.tokens[1] ** 0.5) * patch_size
-        return image.resize((side, side), Image.Resampling.BICUBIC)
-    width, height = image.size
-    least = -(-max(width, height) // min(200, images.tokens[1]))
-    if min(width, height) < least:
-        return image.resize((max(width, least), max(height, least)), Image.Resampling.BICUBIC)
-    return image
 
 
 def load_backbone(

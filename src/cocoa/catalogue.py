@@ -47,9 +47,7 @@ def datasets() -> dict[str, MMEBDataset]:
 
 def find_dataset(name: str) -> MMEBDataset | None:
     """The data set of this name, spelled as in MMEB-eval or MMEB-train; None if it is not one of the 36."""
-    return datasets().get(name) or next(
-        (entry for entry in datasets().values() if entry.train_name == name), None
-    )
+    return datasets().get(name) or next((entry for entry in datasets().values() if entry.train_name == name), None)
 
 
 def known_instructions() -> tuple[str, ...]:

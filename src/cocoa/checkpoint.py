@@ -104,9 +104,7 @@ def _save_side_files(backbone: Backbone, folder: Path) -> None:
         [("", Transformer), ("1_Pooling", Pooling(dimension, "lasttoken")), ("2_Normalize", Normalize())]
     ):
         kind = module if isinstance(module, type) else type(module)
-        modules.append(
-            {"idx": index, "name": str(index), "path": name, "type": f"{kind.__module__}.{kind.__name__}"}
-        )
+        modules.append({"idx": index, "name": str(index), "path": name, "type": f"{kind.__module__}.{kind.__name__}"})
         if name:
             (folder / name).mkdir(exist_ok=True)
             module.save(str(folder / name))

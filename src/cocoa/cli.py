@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.table import Table
 
 from cocoa.errors import CocoaError
@@ -43,6 +45,33 @@ def train(recipe: RecipePath, overrides: Overrides = None) -> None:
     final = run(load_recipe(recipe, overrides or []))
     if _is_main_process():
         console.print(f"done: [bold]{final}[/bold]", soft_wrap=True)
+
+
+@app.command()
+def preview(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    *,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="The page; else OUTPUT_DIR/preview.html.")
+    ] = None,
+    tflops: Annotated[float, typer.Option(help="TFLOP/s that a device is assumed to reach.")] = 400.0,
+    devices: Annotated[int, typer.Option(help="Devices that the run would have.")] = 1,
+) -> None:
+    """See what a recipe would train on and its cost: rows, lengths, steps, samples. Loads no weights."""
+    from cocoa.preview import preview as run
+    from cocoa.preview_html import write_html
+    from cocoa.preview_render import show
+    from cocoa.recipe import load_recipe
+
+    logging.getLogger("cocoa").setLevel(logging.WARNING)  # the preview says it all itself
+    loaded = load_recipe(recipe, overrides or [])
+    with Console(stderr=True).status("reading rows and images"):
+        found = run(loaded, tflops, devices)
+    path = html or loaded.output_dir / "preview.html"
+    write_html(found, path)
+    show(console, found)
+    console.print(f"\nthe same with pictures: [bold]{escape(str(path))}[/bold]", soft_wrap=True)
 
 
 @app.command()
@@ -106,11 +135,16 @@ def _is_main_process() -> bool:
 def main() -> None:
     """Entry point of the `cocoa` command."""
     level = logging.INFO if _is_main_process() else logging.ERROR
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False)
+    handler: logging.Handler = logging.StreamHandler()
+    if sys.stderr.isatty():
+        handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False)
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("cocoa").setLevel(level)
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries' next major versions
     try:
         app(standalone_mode=True)
     except CocoaError as error:

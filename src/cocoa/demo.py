@@ -48,9 +48,7 @@ def run(output: Path, backbone: str = "tiny-qwen2-vl") -> dict[str, dict[str, An
     recipe.write_text(yaml.safe_dump(_recipe(output, folder, data), sort_keys=False), encoding="utf-8")
     final = train(load_recipe(recipe))
     models = {f"{backbone}, untouched": folder, "CoCoA": final}
-    return {
-        name: evaluate(model, data / "MMEB-eval", output / "scores" / model.name) for name, model in models.items()
-    }
+    return {name: evaluate(model, data / "MMEB-eval", output / "scores" / model.name) for name, model in models.items()}
 
 
 def _recipe(output: Path, backbone: Path, data: Path) -> dict[str, Any]:

@@ -19,16 +19,19 @@ import numpy as np
 import sentence_transformers
 import torch
 import transformers
+from huggingface_hub.errors import HfHubHTTPError
 from rich.progress import track
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import load_file_path
 from torch import Tensor
 
 import cocoa
-from cocoa.backbone import ImageBudget, chat_messages, load_backbone
+from cocoa.backbone import load_backbone
 from cocoa.catalogue import datasets as mmeb_datasets
 from cocoa.catalogue import find_dataset
-from cocoa.checkpoint import as_sentence_transformer, read_record
+from cocoa.checkpoint import RECORD_NAME, as_sentence_transformer, read_record
 from cocoa.errors import CocoaError
+from cocoa.inputs import ImageBudget, chat_messages
 from cocoa.mmeb import EvalDataset, check_eval_images, read_eval
 from cocoa.pairs import Side
 
@@ -67,15 +70,25 @@ def load_embedder(model: str | Path) -> Embedder:
     Raises:
         CocoaError: neither can be loaded.
     """
-    folder = Path(model)
-    if (folder / "modules.json").is_file():
-        image = read_record(folder).get("image", {})
+    if _model_file(model, "modules.json") is not None:
+        record = _model_file(model, RECORD_NAME)
+        image = read_record(record.parent).get("image", {}) if record else {}
         budget = ImageBudget(tuple(image.get("tokens", DEFAULT_IMAGES.tokens)), image.get("resize", "aspect"))
-        return Embedder(SentenceTransformer(str(folder)), budget)
+        return Embedder(SentenceTransformer(str(model)), budget)
     backbone = load_backbone(model, DEFAULT_IMAGES, "auto", attention="causal")
     if torch.cuda.is_available():
         backbone.model.to("cuda")
     return Embedder(as_sentence_transformer(backbone), DEFAULT_IMAGES)
+
+
+def _model_file(model: str | Path, name: str) -> Path | None:
+    """A file of a checkpoint folder or hub id, or None where it has no such file."""
+    try:
+        path = load_file_path(str(model), name)
+    except HfHubHTTPError as error:
+        reason = str(error).splitlines()[0]
+        raise CocoaError(f"model {model}: cannot be read ({reason}); give a checkpoint folder or a hub id") from None
+    return Path(path) if path else None
 
 
 def evaluate(
@@ -151,7 +164,8 @@ def rank(dataset: EvalDataset, embeddings: Tensor) -> Tensor:
         ids = torch.from_numpy(candidates)
         if broken[query] or broken[ids].any():
             raise CocoaError(f"data set {dataset.name}, row {row}: an embedding is not finite; the model is broken")
-        scores = embeddings[ids] @ embeddings[query]  # (candidates,)
+        # (candidates,); row by row, since a matrix product rounds equal candidates differently by their place
+        scores = (embeddings[ids] * embeddings[query]).sum(1)
         others = ids != ids[0]  # exact duplicates of the right one leave the list
         ranks.append(1 + int((others & (scores >= scores[0])).sum()))
     return torch.tensor(ranks)

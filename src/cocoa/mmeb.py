@@ -37,9 +37,7 @@ def list_subsets(folder: str | Path) -> list[str]:
         raise CocoaError(f"{folder}: no such folder; name one that holds a folder for each data set")
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and any(path.glob("*.parquet")))
     if not names:
-        raise CocoaError(
-            f"{folder}: no data set in it; name a folder that holds a folder of parquet files for each"
-        )
+        raise CocoaError(f"{folder}: no data set in it; name a folder that holds a folder of parquet files for each")
     return names
 
 
@@ -83,9 +81,7 @@ def _read_split(folder: Path, split: str, needed: Sequence[str], optional: Seque
     total = max(count for _, count in shards[split].values())
     absent = sorted(set(range(total)) - shards[split].keys())
     if absent:
-        raise CocoaError(
-            f"{folder}: file {split}-{absent[0]:05}-of-{total:05}.parquet is missing; download it again"
-        )
+        raise CocoaError(f"{folder}: file {split}-{absent[0]:05}-of-{total:05}.parquet is missing; download it again")
     tables = []
     for path, _ in (shards[split][index] for index in range(total)):
         try:
@@ -192,15 +188,11 @@ def read_eval(
         table = _read_split(folder / name, split, ("qry_text", "tgt_text"), EVAL_COLUMNS)
         missing = [column for column in ("qry_img_path", "tgt_img_path") if column not in table.column_names]
         if missing and "qry_inst" not in table.column_names:
-            raise CocoaError(
-                f"{folder / name}: no column {', '.join(missing)} in split {split!r}; download it again"
-            )
+            raise CocoaError(f"{folder / name}: no column {', '.join(missing)} in split {split!r}; download it again")
         roots = [str(image_root)] if image_root else [os.path.join(folder, sub) for sub in EVAL_IMAGE_FOLDERS]
         for column in ("tgt_text", "tgt_img_path"):
             if column in table.column_names and not pa.types.is_list(table[column].type):
-                raise CocoaError(
-                    f"{folder / name}: column {column} holds no lists (of one string a candidate)"
-                )
+                raise CocoaError(f"{folder / name}: column {column} holds no lists (of one string a candidate)")
         if not len(table):
             raise CocoaError(f"{folder / name}: no rows in split {split!r}; download it again")
         found.append(_eval_dataset(name, table, [os.path.abspath(root) for root in roots]))
@@ -229,9 +221,7 @@ def _eval_dataset(name: str, table: pa.Table, roots: Sequence[str]) -> EvalDatas
     root = next((root for root in roots if os.path.exists(os.path.join(root, first))), roots[0])
     inputs: dict[Side, int] = {}
 
-    def index(
-        instruction: _Encoded, text: _Encoded, path: _Encoded, instructions: tuple[str, ...]
-    ) -> np.ndarray:
+    def index(instruction: _Encoded, text: _Encoded, path: _Encoded, instructions: tuple[str, ...]) -> np.ndarray:
         """Adds the distinct sides to `inputs`; which one each row is (numbers: there are a million rows)."""
         key = (instruction[0] * len(text[1]) + text[0]) * len(path[1]) + path[0]
         distinct, inverse = np.unique(key, return_inverse=True)
@@ -265,9 +255,7 @@ def _eval_dataset(name: str, table: pa.Table, roots: Sequence[str]) -> EvalDatas
         ("candidate", row_of[np.isin(targets, empty)]),
     ):
         if len(rows):
-            raise CocoaError(
-                f"data set {name}, row {rows[0]}: a {what} without image and content; drop the row"
-            )
+            raise CocoaError(f"data set {name}, row {rows[0]}: a {what} without image and content; drop the row")
     return EvalDataset(name, sides, queries, np.split(targets, np.cumsum(counts)[:-1]))
 
 

@@ -199,14 +199,10 @@ def hold_out(pairs: Sequence[Pair], rows: int, seed: int) -> tuple[list[Pair], l
     held: set[int] = set()
     for members in by_dataset.values():
         count = min(rows, len(members) // 5)
-        members.sort(
-            key=lambda pair: hashlib.blake2b(f"{seed}/{pair.row_id}".encode(), digest_size=8).digest()
-        )
+        members.sort(key=lambda pair: hashlib.blake2b(f"{seed}/{pair.row_id}".encode(), digest_size=8).digest())
         if count:
             trained = {(p.query.content_id(), p.target.content_id()) for p in members[count:]}
-            chosen = (
-                p for p in members[:count] if (p.query.content_id(), p.target.content_id()) not in trained
-            )
+            chosen = (p for p in members[:count] if (p.query.content_id(), p.target.content_id()) not in trained)
             held.update(id(pair) for pair in chosen)
     return [p for p in pairs if id(p) not in held], [p for p in pairs if id(p) in held]
 

@@ -113,9 +113,7 @@ def _write_train(root: Path, photos: list[Photo], locate: Locate) -> None:
 def _train_rows(photos: list[Photo], locate: Locate) -> Rows:
     rows: Rows = {}
 
-    def add(
-        name: str, qry: str, qry_image: str, pos: str, pos_image: str, neg: str = "", neg_image: str = ""
-    ) -> None:
+    def add(name: str, qry: str, qry_image: str, pos: str, pos_image: str, neg: str = "", neg_image: str = "") -> None:
         rows.setdefault(name, []).append((qry, qry_image, pos, pos_image, neg, neg_image))
 
     def image(name: str, photo: Photo | str, box: Sequence[int] | None = None) -> str:
@@ -142,9 +140,7 @@ def _train_rows(photos: list[Photo], locate: Locate) -> Rows:
             add("SUN397", SCENE, image("SUN397", photo), photo["scene"], "")
             section = f"{NEWS_SECTION} {photo['news']}\n"
             add("N24News", section, image("N24News", photo), photo["section"], "", other["section"])
-            for name, (question, answer, wrong) in zip(
-                ("OK-VQA", "A-OKVQA"), photo["questions"], strict=True
-            ):
+            for name, (question, answer, wrong) in zip(("OK-VQA", "A-OKVQA"), photo["questions"], strict=True):
                 add(name, f"{QUESTION} {question}\n", image(name, photo), answer, "", wrong)
         if i < 6:
             turns = "\n".join(f"Q:{question}\nA:{answer}" for question, answer in photo["dialogue"])
@@ -190,9 +186,7 @@ def _write_eval(root: Path, photos: list[Photo], locate: Locate) -> None:
     def write(name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         _write_rows(root / name / "test-00000-of-00001.parquet", columns, rows)
 
-    def image(
-        name: str, photo: Photo | str, box: Sequence[int] | None = None, inside: str = "images/"
-    ) -> str:
+    def image(name: str, photo: Photo | str, box: Sequence[int] | None = None, inside: str = "images/") -> str:
         """The path as the data has it: without the folder that the images were unpacked into."""
         return locate(f"{inside}{name}", photo, box).removeprefix(inside)
 
@@ -222,9 +216,7 @@ def _write_eval(root: Path, photos: list[Photo], locate: Locate) -> None:
     queries = [(f'{LABELED_EVAL} "{part["label"]}"\n', image(name, p)) for p, part in parts]
     plain(name, queries, [(CROP, image(name, p, part["box"])) for p, part in parts])
 
-    name = (
-        "RefCOCO-Matching"  # out of distribution; the right candidate stands at the end of its list once more
-    )
+    name = "RefCOCO-Matching"  # out of distribution; the right candidate stands at the end of its list once more
     rows: list[tuple[Any, ...]] = []
     pool = [(f'{REFER} "{part["caption"]}"\n', image(name, p, inside="")) for p, part in parts]
     for i, (photo, part) in enumerate(parts):
@@ -237,8 +229,7 @@ def _write_eval(root: Path, photos: list[Photo], locate: Locate) -> None:
     name = "A-OKVQA"
     asked, answers = [p["questions"][0][0] for p in photos], [p["questions"][0][1] for p in photos]
     rows = [
-        (QUESTION, asked[i], image(name, photos[i]), [answers[i], *answers[:i], *answers[i + 1 :]])
-        for i in range(8)
+        (QUESTION, asked[i], image(name, photos[i]), [answers[i], *answers[:i], *answers[i + 1 :]]) for i in range(8)
     ]
     write(name, ("qry_inst", *EVAL[:3]), rows)
     name, rows = "CIRR", []

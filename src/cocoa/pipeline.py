@@ -23,14 +23,14 @@ from accelerate import PartialState
 from filelock import FileLock, Timeout
 from transformers import set_seed
 
-from cocoa.adapters import add_adapters, adapted_layers, describe, merge_adapters
+from cocoa.adapters import adapted_layers, add_adapters, describe, merge_adapters
 from cocoa.backbone import Backbone, load_backbone
+from cocoa.catalogue import stage_rows
 from cocoa.checkpoint import as_sentence_transformer, embed, read_record, save_checkpoint
 from cocoa.errors import CocoaError
-from cocoa.catalogue import stage_rows
 from cocoa.pairs import ContentPair, Pair, Side, check_images, hold_out
-from cocoa.sources import load_pairs
 from cocoa.recipe import DTYPES, Recipe, Stage
+from cocoa.sources import load_pairs
 from cocoa.stages import contrastive, eos_bridge, joint_reconstruction
 from cocoa.stages.training import StageArguments, StageTrainer
 
@@ -66,12 +66,15 @@ def train(recipe: Recipe) -> Path:
     Raises:
         CocoaError: a mistake in recipe, data or backbone; another run in the folder, or another recipe's.
     """
-    state = PartialState()
+    state = _process()
     with _owned(recipe.output_dir, state.is_main_process):
+        done = [_is_done(recipe, index) for index in range(len(recipe.stages))]
+        for stage in recipe.stages:
+            recipe.arguments(stage, recipe.output_dir)  # a mistake in a later stage is found before the first one
         source = recipe.backbone
         for index, stage in enumerate(recipe.stages):
             folder = stage_folder(recipe, index)
-            if not _is_done(recipe, index):
+            if not done[index]:
                 run_stage(recipe, index, source)
             else:
                 logger.info("stage %s is done: %s", stage.name, folder)
@@ -87,11 +90,12 @@ def stage_folder(recipe: Recipe, index: int) -> Path:
 
 def run_stage(recipe: Recipe, index: int, source: str) -> None:
     """Train one stage from the checkpoint `source`, and write its own."""
-    stage, state = recipe.stages[index], PartialState()
+    stage, state = recipe.stages[index], _process()
     trainer_folder = recipe.output_dir / "trainer" / f"{index + 1}-{stage.name}"
-    _claim(trainer_folder, recipe.fingerprint(index + 1), state.is_main_process)
-    quiet = not (sys.stderr.isatty() and state.is_local_main_process)
-    args = recipe.arguments(stage, trainer_folder, disable_tqdm=quiet)
+    if state.is_main_process:
+        _claim(trainer_folder, recipe.fingerprint(index + 1))
+    noisy = sys.stderr.isatty() and state.is_local_main_process and not stage.options.get("disable_tqdm")
+    args = recipe.arguments(stage, trainer_folder, disable_tqdm=not noisy)
 
     set_seed(recipe.seed)
     backbone = load_stage_backbone(recipe, source, args)
@@ -103,6 +107,8 @@ def run_stage(recipe: Recipe, index: int, source: str) -> None:
         adapters = add_adapters(backbone.model, recipe.lora, [backbone.mask_token_id] if rebuilds else [])
     trainer = build_trainer(stage, backbone, data, args)
     logger.info("stage %s: %d rows, training %s", stage.name, sum(data.datasets().values()), what)
+    for reason, count in sum(data.left_out.values(), Counter()).most_common():
+        logger.info("stage %s: %d rows left out: %s", stage.name, count, reason)
     trainer.train_or_resume()
 
     state.wait_for_everyone()
@@ -138,9 +144,9 @@ def stage_data(stage: Stage, backbone: Backbone, args: StageArguments) -> StageD
     found = load_pairs(stage.data, args.seed)
     pairs, validation = hold_out(found.pairs, stage.data.validation_rows, args.seed)
     left_out = {dataset: Counter(reasons) for dataset, reasons in found.left_out.items()}
-    data = StageData(left_out=left_out)
+    data = StageData(validation=validation, left_out=left_out)
     if stage.name == contrastive.NAME:
-        data.pairs, data.validation = pairs, validation
+        data.pairs = pairs
         check_images([*pairs, *validation])
     else:
         found_rows = stage_rows(pairs, stage.name)
@@ -183,6 +189,11 @@ def probes(data: StageData) -> list[Side]:
     return sides
 
 
+def _process() -> PartialState:
+    """This process among those of the run, in the group that the trainers use as well."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 def _finish(
     recipe: Recipe,
     backbone: Backbone,
@@ -200,7 +211,8 @@ def _finish(
     before = embed(as_sentence_transformer(backbone), backbone, sides)
     if adapters is not None:
         backbone.model = merge_adapters(adapters, partial / "adapter")
-    backbone.model = backbone.model.to(DTYPES[recipe.dtype])
+    for parameter in backbone.model.parameters():  # model.to(...) would round the rotary frequencies too
+        parameter.data = parameter.data.to(DTYPES[recipe.dtype])
     after = embed(as_sentence_transformer(backbone), backbone, sides)
     cosine = torch.nn.functional.cosine_similarity(before, after).min().item()
     logger.info("least cosine between embeddings before the merge and as saved: %.6f", cosine)
@@ -225,7 +237,7 @@ def _is_done(recipe: Recipe, index: int) -> bool:
     return True
 
 
-def _claim(folder: Path, fingerprint: str, is_main: bool) -> None:
+def _claim(folder: Path, fingerprint: str) -> None:
     """Mark a trainer's folder with the recipe that fills it.
 
     Raises:
@@ -234,9 +246,8 @@ def _claim(folder: Path, fingerprint: str, is_main: bool) -> None:
     mark = folder / "fingerprint"
     if mark.exists() and mark.read_text() != fingerprint:
         raise CocoaError(f"{folder}: a run of another recipe was stopped here; remove it, or choose a new output_dir")
-    if is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text(fingerprint)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(fingerprint)
 
 
 @contextmanager

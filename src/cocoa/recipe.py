@@ -20,8 +20,8 @@ import torch
 import yaml
 
 from cocoa.adapters import Lora
-from cocoa.backbone import ImageBudget
 from cocoa.errors import CocoaError
+from cocoa.inputs import ImageBudget
 from cocoa.sources import DataConfig
 from cocoa.stages.contrastive import ContrastiveArguments
 from cocoa.stages.eos_bridge import EosBridgeArguments
@@ -44,6 +44,8 @@ _GIVEN_ELSEWHERE = {
     "per_device_train_batch_size": "batch_size, which counts all devices",
     "hard_negatives": "data.hard_negatives",
 }
+_WITHOUT_EFFECT = ("report_to", "run_name", "logging_", "log_", "save_", "dataloader_num_workers", "disable_tqdm")
+"""Beginnings of the options that change nothing in the result: a stopped run may go on under others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +103,11 @@ class Recipe:
             CocoaError: a value that the class refuses; the message names the stage.
         """
         options: dict[str, Any] = {
+            "use_cpu": not torch.cuda.is_available(),
             **stage.options,
             "output_dir": str(folder),
             "seed": self.seed,
             "bf16": self.dtype == "bfloat16",
-            "use_cpu": not torch.cuda.is_available(),
             **overrides,
         }
         if stage.name == "contrastive":
@@ -119,9 +121,11 @@ class Recipe:
 
     def fingerprint(self, stages: int) -> str:
         """What the result of the first `stages` stages depends on, as a short hash."""
-        what = [self.backbone, self.seed, self.dtype, dataclasses.asdict(self.image)]
+        what: list[Any] = [self.backbone, self.seed, self.dtype, dataclasses.asdict(self.image)]
         what += [self.lora and dataclasses.asdict(self.lora)]
-        what += [dataclasses.asdict(stage) for stage in self.stages[:stages]]
+        for stage in self.stages[:stages]:
+            options = {key: value for key, value in stage.options.items() if not key.startswith(_WITHOUT_EFFECT)}
+            what += [stage.name, options, dataclasses.asdict(stage.data)]
         return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -136,7 +140,9 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CocoaError(f"{path}: no such recipe") from None
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise CocoaError(f"{path}: cannot be read ({error.strerror}); name a recipe file") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise CocoaError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise CocoaError(f"{path}: a recipe is a mapping of keys; see recipes/ for examples")
@@ -159,6 +165,9 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
     for key in ("backbone", "output_dir", "data", "stages"):
         if not content.get(key):
             raise CocoaError(f"{key}: missing; a recipe needs backbone, output_dir, data.train and stages")
+    for key in ("backbone", "output_dir", "seed", "dtype"):
+        if content.get(key) is not None:
+            content[key] = _convert(content[key], "int" if key == "seed" else "str", key)
     data = _mapping(content.pop("data"), "data")
     stages = [_stage(entry, i, data) for i, entry in enumerate(_list(content.pop("stages"), "stages"))]
     if content.get("dtype") is None:
@@ -166,11 +175,23 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
     if content["dtype"] not in DTYPES:
         raise CocoaError(f"dtype: {content['dtype']!r} is not one of {', '.join(DTYPES)}")
     if content.get("image") is not None:
-        content["image"] = build(ImageConfig, content["image"], "image")
+        content["image"] = _image(content["image"])
     if content.get("lora") is not None:
         content["lora"] = build(Lora, content["lora"], "lora")
     content["output_dir"] = Path(content["output_dir"])
     return Recipe(stages=stages, **{key: value for key, value in content.items() if value is not None})
+
+
+def _image(values: Any) -> ImageConfig:
+    """The `image:` block, with both of its budgets tried."""
+    image = build(ImageConfig, values, "image")
+    for key in ("train_tokens", "eval_tokens"):
+        tokens = getattr(image, key)
+        if len(tokens) != 2 or not all(isinstance(count, int) for count in tokens):
+            raise CocoaError(f"image.{key}: {list(tokens)} is not [least, most], two whole numbers")
+    image.train()
+    image.evaluation()
+    return image
 
 
 def build(cls: type[T], values: Any, where: str) -> T:
@@ -182,11 +203,10 @@ def build(cls: type[T], values: Any, where: str) -> T:
     values = _mapping(values, where)
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     _check_keys(values, known, f"{where}.")
-    converted = {key: _convert(value, str(known[key].type), f"{where}.{key}") for key, value in values.items()}
-    try:
-        return cls(**converted)
-    except TypeError as error:
-        raise CocoaError(f"{where}: {error}") from None
+    for key, f in known.items():
+        if f.default is f.default_factory is dataclasses.MISSING and values.get(key) is None:
+            raise CocoaError(f"{where}.{key}: missing")
+    return cls(**{key: _convert(value, known[key].type, f"{where}.{key}") for key, value in values.items()})
 
 
 def _stage(entry: Any, index: int, data: Mapping[str, Any]) -> Stage:
@@ -195,7 +215,7 @@ def _stage(entry: Any, index: int, data: Mapping[str, Any]) -> Stage:
         entry = {entry: {}}
     entry = _mapping(entry, f"stages.{index}")
     if len(entry) != 1:
-        raise CocoaError(f"stages.{index}: one stage name with its keys, got {sorted(entry)}")
+        raise CocoaError(f"stages.{index}: one stage name with its keys indented below it, got {list(entry)}")
     name, options = next(iter(entry.items()))
     where = f"stages.{name}"
     if name not in STAGES:
@@ -207,17 +227,22 @@ def _stage(entry: Any, index: int, data: Mapping[str, Any]) -> Stage:
         if key in _GIVEN_ELSEWHERE:
             raise CocoaError(f"{where}.{key}: not a stage's to set; use {_GIVEN_ELSEWHERE[key]}")
     _check_keys(options, [*fields, "data"], f"{where}.")
-    options = {key: _convert(value, str(fields[key].type), f"{where}.{key}") for key, value in options.items()}
+    options = {key: _convert(value, fields[key].type, f"{where}.{key}") for key, value in options.items()}
     return Stage(name, options, build(DataConfig, {**data, **own_data}, "data" if not own_data else f"{where}.data"))
 
 
-def _convert(value: Any, annotation: str, where: str) -> Any:
+def _convert(value: Any, annotation: Any, where: str) -> Any:
     """A YAML value as the field's annotation wants it; annotations beyond the simple ones pass as they are."""
-    kinds = {part.strip() for part in annotation.replace("typing.", "").split("|")}
+    value = str(value) if isinstance(value, Path) else value
+    name = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    kinds = {part.strip() for part in name.replace("typing.", "").split("|")}
     if value is None and "None" in kinds:
         return None
     if any(kind.startswith("tuple") for kind in kinds):
         return tuple(_list(value, where))
+    if "list[str]" in kinds and isinstance(value, (list, tuple)):
+        return [_convert(item, "str", where) for item in value]
+    kinds.discard("list[str]")
     if kinds <= {"int", "float", "bool", "str", "None"}:
         if "float" in kinds and isinstance(value, str) and "str" not in kinds:
             try:
@@ -255,7 +280,10 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
         raise CocoaError(f"{override!r}: name a key of the stage, such as {dotted}.max_steps=100")
     if not isinstance(node, dict):
         raise CocoaError(f"{'.'.join(parents)}: not a mapping, so {override!r} cannot be applied")
-    node[last] = yaml.safe_load(text)
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise CocoaError(f"{override!r}: the value is not YAML ({' '.join(str(error).split())})") from None
 
 
 def _stage_of(stages: list[Any], part: str, where: str) -> dict[str, Any]:
@@ -263,9 +291,9 @@ def _stage_of(stages: list[Any], part: str, where: str) -> dict[str, Any]:
     for index, entry in enumerate(stages):
         if isinstance(entry, str):
             stages[index] = entry = {entry: {}}
-        name = next(iter(entry))
+        name = next(iter(_mapping(entry, f"stages.{index}")), None)
         if part in (name, str(index)):
-            entry[name] = entry[name] or {}
+            entry[name] = _mapping(entry.get(name) or {}, f"stages.{name}")
             return entry[name]
     raise CocoaError(f"{where}: the recipe has no such stage")
 

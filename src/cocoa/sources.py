@@ -48,9 +48,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if not self.train:
-            raise CocoaError(
-                "data.train: empty; name a folder in MMEB-train's layout, or a JSONL or CSV file"
-            )
+            raise CocoaError("data.train: empty; name a folder in MMEB-train's layout, or a JSONL or CSV file")
         if self.max_rows_per_subset is not None and self.max_rows_per_subset < 1:
             raise CocoaError("data.max_rows_per_subset: must be 1 or more, or left out")
         for key in ("validation_rows", "hard_negatives"):
@@ -83,14 +81,10 @@ def load_pairs(config: DataConfig, seed: int) -> PairSet:
         else:
             found = read_file(path, config.image_root, config.max_rows_per_subset, seed)
         n = config.hard_negatives
-        result.pairs += [
-            replace(p, negatives=p.negatives[:n]) if len(p.negatives) > n else p for p in found.pairs
-        ]
+        result.pairs += [replace(p, negatives=p.negatives[:n]) if len(p.negatives) > n else p for p in found.pairs]
         result.left_out |= found.left_out
     if not result.pairs:
-        raise CocoaError(
-            f"data.train: no usable row in {', '.join(map(str, sources))} ({dict(result.left_out)})"
-        )
+        raise CocoaError(f"data.train: no usable row in {', '.join(map(str, sources))} ({dict(result.left_out)})")
     return result
 
 
@@ -132,9 +126,7 @@ def _csv_pairs(path: Path, root: str) -> Iterator[Pair]:
         reader = csv.DictReader(file)
         for column in reader.fieldnames or ():
             if column not in CSV_COLUMNS:
-                raise CocoaError(
-                    f"{path}: unknown column {column!r}; the columns are {', '.join(CSV_COLUMNS)}"
-                )
+                raise CocoaError(f"{path}: unknown column {column!r}; the columns are {', '.join(CSV_COLUMNS)}")
         for record in reader:
             where = f"{path}, line {reader.line_num}"
             if None in record:
@@ -186,12 +178,8 @@ def _json_records(path: Path) -> Iterator[tuple[int, str, Any]]:
             try:
                 records = json.load(file)
             except json.JSONDecodeError as error:
-                raise CocoaError(
-                    f"{path}, line {error.lineno}: not JSON ({error.msg}); repair the line"
-                ) from None
-            yield from (
-                (number, f"{path}, record {number}", record) for number, record in enumerate(records, 1)
-            )
+                raise CocoaError(f"{path}, line {error.lineno}: not JSON ({error.msg}); repair the line") from None
+            yield from ((number, f"{path}, record {number}", record) for number, record in enumerate(records, 1))
             return
         for number, line in enumerate(file, 1):
             if line.strip():

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import datasets
 import torch
 import torch.distributed as dist
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from sentence_transformers.util import all_gather_with_grad
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from cocoa.backbone import Attention, Backbone
 from cocoa.checkpoint import as_sentence_transformer
@@ -133,30 +133,43 @@ class ContrastiveTrainer(StageTrainer, SentenceTransformerTrainer):
         """No card: it would read the data set again for its examples, and our checkpoint has its own record."""
 
 
-def pair_dataset(pairs: Sequence[Pair], backbone: Backbone, args: ContrastiveArguments) -> datasets.Dataset:
-    """Columns query, target, negative_1, ... of chat messages, rendered when asked for, and their content ids."""
+class PairDataset(Dataset):
+    """Rows of chat messages, rendered when asked for: `query`, `target`, `negative_1`, ..., and content ids.
 
-    def messages(side: Side) -> list[dict[str, Any]]:
-        return backbone.messages(backbone.fit_text(side, args.max_length))
+    The `label` of a row holds the content ids of its target and its negatives; a negative that the row does
+    not have, or that equals the target, is no negative (`FILLER_ID`).
 
-    def render(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        columns: dict[str, list[Any]] = {"query": [], "target": [], "label": []}
-        columns |= {f"negative_{i + 1}": [] for i in range(args.hard_negatives)}
-        for index in batch["index"]:
-            pair = pairs[index]
-            negatives = pair.negatives[: args.hard_negatives]
-            ids = [side.content_id() for side in (pair.target, *negatives)]
-            if pair.target.content_id() in ids[1:]:  # a negative that equals the positive is none
-                ids[1:] = [FILLER_ID if i == ids[0] else i for i in ids[1:]]
-            missing = args.hard_negatives - len(negatives)
-            columns["query"].append(messages(pair.query))
-            columns["target"].append(messages(pair.target))
-            for i, side in enumerate([*negatives, *[Side()] * missing]):
-                columns[f"negative_{i + 1}"].append(messages(side))
-            columns["label"].append(ids + [FILLER_ID] * missing)
-        return columns
+    Args:
+        pairs: what to render.
+        backbone: renders a side.
+        args: of the stage, for length and number of hard negatives.
+    """
 
-    return datasets.Dataset.from_dict({"index": list(range(len(pairs)))}).with_transform(render)
+    def __init__(self, pairs: Sequence[Pair], backbone: Backbone, args: ContrastiveArguments) -> None:
+        self.pairs = pairs
+        self.backbone = backbone
+        self.args = args
+        self.column_names = ["query", "target", *(f"negative_{i + 1}" for i in range(args.hard_negatives)), "label"]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        pair = self.pairs[index]
+        negatives = pair.negatives[: self.args.hard_negatives]
+        missing = self.args.hard_negatives - len(negatives)
+        target_id = pair.target.content_id()
+        ids = [side.content_id() for side in negatives]
+        ids = [FILLER_ID if content_id == target_id else content_id for content_id in ids]
+        try:
+            sides = [pair.query, pair.target, *negatives, *[Side()] * missing]
+            columns: list[Any] = [
+                self.backbone.messages(self.backbone.fit_text(side, self.args.max_length)) for side in sides
+            ]
+        except CocoaError as error:
+            raise CocoaError(f"row {pair.row_id}: {error}") from error
+        columns.append([target_id, *ids, *[FILLER_ID] * missing])
+        return dict(zip(self.column_names, columns, strict=True))
 
 
 def build_trainer(
@@ -180,7 +193,7 @@ def build_trainer(
         name=NAME,
         model=model,
         args=args,
-        train_dataset=pair_dataset(pairs, backbone, args),
+        train_dataset=PairDataset(pairs, backbone, args),
         loss=EqualTargetsLoss(
             model,
             mask_equal_targets=args.mask_equal_targets,

@@ -18,6 +18,7 @@ from cocoa.attention import BRIDGE_LAYOUTS, BridgeLayout
 from cocoa.backbone import Backbone
 from cocoa.corruption import mask_text, row_generator
 from cocoa.errors import CocoaError
+from cocoa.inputs import most_tokens
 from cocoa.pairs import ContentPair
 from cocoa.stages.reconstruction import (
     ContentDataset,
@@ -87,13 +88,10 @@ def too_long(backbone: Backbone, row: ContentPair, max_length: int) -> bool:
     """Whether block A may fill a sequence so that nothing of B fits: such rows are left out, A is never cut."""
     room = room_for_text(backbone, max_length)
     prompt = row.side.prompt()
-    # A token is at least one byte, so only long prompts need the tokenizer.
-    return len(prompt.encode()) >= room and len(backbone.encode_text(prompt)) >= room
+    return most_tokens(prompt) >= room and len(backbone.encode_text(prompt)) >= room
 
 
-def build_trainer(
-    backbone: Backbone, rows: Sequence[ContentPair], args: EosBridgeArguments
-) -> ReconstructionTrainer:
+def build_trainer(backbone: Backbone, rows: Sequence[ContentPair], args: EosBridgeArguments) -> ReconstructionTrainer:
     """The trainer of stage 2.
 
     Args:

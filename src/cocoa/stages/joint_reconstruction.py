@@ -66,7 +66,12 @@ class JointReconstructionDataset(ContentDataset):
         )
         images = backbone.processor.image_processor
         corrupted_pixels, hidden = mask_patches(
-            pixel_values, args.patch_mask_ratio, generator, images.merge_size, channels=3, temporal=images.temporal_patch_size
+            pixel_values,
+            args.patch_mask_ratio,
+            generator,
+            images.merge_size,
+            channels=3,
+            temporal=images.temporal_patch_size,
         )
         hidden_units = torch.zeros_like(input_ids, dtype=torch.bool)
         hidden_units[input_ids == backbone.model.config.image_token_id] = hidden

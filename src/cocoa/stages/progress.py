@@ -30,13 +30,15 @@ class ProgressLine(TrainerCallback):
     ) -> None:
         if not args.disable_tqdm and state.is_world_process_zero and sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self.progress = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
-            self.task = self.progress.add_task(self.name, total=state.max_steps, completed=state.global_step, figures="")
+            self.progress = Progress(
+                *columns, TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}")
+            )
+            self.task = self.progress.add_task(
+                self.name, total=state.max_steps, completed=state.global_step, figures=""
+            )
             self.progress.start()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.progress is not None:
             self.progress.update(self.task, completed=state.global_step)
 

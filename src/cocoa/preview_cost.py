@@ -1,0 +1,154 @@
+"""What a stage costs: its model with adapters in place, counted, and memory and time from that.
+
+The model is the one that training builds, on the meta device; the formulas are those of `cocoa.estimate`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+from torch import nn
+from transformers import PretrainedConfig
+
+from cocoa.adapters import add_adapters
+from cocoa.backbone import Backbone
+from cocoa.errors import CocoaError
+from cocoa.estimate import Estimate, Layer, Stack, Tuning, stage_flops, stage_memory
+from cocoa.preview_samples import Measured
+from cocoa.recipe import DTYPES, Recipe
+from cocoa.reconstruction import PatchDecoder
+from cocoa.stages.contrastive import ContrastiveArguments
+from cocoa.stages.joint_reconstruction import JointReconstructionArguments
+from cocoa.stages.reconstruction import Reconstructor
+from cocoa.stages.training import StageArguments, trainable
+
+
+def stage_model(recipe: Recipe, backbone: Backbone, args: StageArguments) -> nn.Module:
+    """What the stage trains, adapters in place, as its trainer holds it."""
+    contrastive = isinstance(args, ContrastiveArguments)
+    if recipe.lora is not None:
+        add_adapters(backbone.model, recipe.lora, [] if contrastive else [backbone.mask_token_id])
+    if contrastive:
+        return backbone.model.model
+    if not isinstance(args, JointReconstructionArguments):
+        return Reconstructor(backbone)
+    images = backbone.processor.image_processor
+    unit_size = images.merge_size**2 * 3 * images.temporal_patch_size * images.patch_size**2
+    return Reconstructor(backbone, patch_decoder=PatchDecoder(backbone.model.model.language_model, unit_size))
+
+
+def trained_by_place(model: nn.Module) -> dict[str, int]:
+    """Trained parameters by where they are."""
+    places: Counter[str] = Counter()
+    for name, parameter in trainable(model):
+        if name.startswith("patch_decoder."):
+            place = "patch decoder"
+        elif "trainable_tokens" in name:
+            place = "mask token's row"
+        else:
+            place = "vision tower" if "visual." in name else "text model"
+        places[place] += parameter.numel()
+    return dict(places)
+
+
+def estimate_stage(
+    recipe: Recipe,
+    args: StageArguments,
+    backbone: Backbone,
+    model: nn.Module,
+    measured: Measured,
+    pairs_seen: int,
+    tflops: float,
+    devices: int,
+) -> Estimate:
+    """Memory and time from the shapes of the model and the lengths that were measured.
+
+    Args:
+        recipe: says dtype and tuning.
+        args: of the stage.
+        backbone: the model's, adapters in place.
+        model: of `stage_model`.
+        measured: lengths of the stage's rows.
+        pairs_seen: over the whole stage.
+        tflops: 10^12 operations a second that a device is assumed to reach.
+        devices: that the run would have.
+
+    Raises:
+        CocoaError: a global batch that does not divide by the devices.
+    """
+    config, inner = backbone.model.config, backbone.model.model
+    text = config.text_config
+    size = Shape("text", text.num_hidden_layers, text.hidden_size, text.intermediate_size)
+    layers = [p for name, p in inner.language_model.named_parameters() if "embed_tokens" not in name]
+    tower = list(inner.visual.parameters())
+    patches = backbone.processor.image_processor.merge_size**2  # that the tower takes for a merged token
+    tokens, longest = measured.per_row("total"), measured.longest("total")
+    image, largest = patches * measured.per_row("image"), patches * measured.longest("image")
+    masked = measured.per_row("masked")
+    reached = any(parameter.requires_grad for parameter in tower)
+    stacks = [
+        _stack(layers, size, tokens, longest),
+        _stack(tower, vision_shape(config), image, largest, reached),
+    ]
+    if not isinstance(args, ContrastiveArguments):
+        head = list(backbone.model.get_output_embeddings().parameters())
+        stacks.append(_stack(head, size._replace(layers=0), masked, longest))
+    if isinstance(model, Reconstructor) and model.patch_decoder is not None:
+        decoder = list(model.patch_decoder.parameters())
+        stacks.append(_stack(decoder, size._replace(layers=1), tokens, longest))
+
+    rows = rows_at_once(args, devices)
+    trained = sum(trained_by_place(model).values())
+    tuning: Tuning = "full" if recipe.lora is None else "dora" if recipe.lora.dora else "lora"
+    memory = stage_memory(
+        stacks,
+        frozen=sum(parameter.numel() for parameter in model.parameters()) - trained,
+        trained=trained,
+        frozen_bytes=recipe.load_dtype.itemsize,
+        element_bytes=DTYPES[recipe.dtype].itemsize,
+        tuning=tuning,
+        rows_at_once=rows,
+        logits=rows * masked * text.vocab_size,
+    )
+    checkpointing, cached = bool(args.gradient_checkpointing), isinstance(args, ContrastiveArguments)
+    flops = stage_flops(stacks, pairs_seen, checkpointing, cached)
+    return Estimate(memory, checkpointing, rows, longest, flops, tflops, devices)
+
+
+def rows_at_once(args: StageArguments, devices: int) -> int:
+    """Sequences in a device's forward pass.
+
+    Raises:
+        CocoaError: the global batch does not divide by devices and accumulation steps.
+    """
+    parts = devices * args.gradient_accumulation_steps
+    if args.batch_size % parts:
+        raise CocoaError(
+            f"batch_size {args.batch_size} does not divide by {devices} devices x "
+            f"{args.gradient_accumulation_steps} accumulation steps; change one of them"
+        )
+    rows = args.batch_size // parts
+    return min(rows, args.mini_batch_size) if isinstance(args, ContrastiveArguments) else rows
+
+
+class Shape(NamedTuple):
+    """Of a stack of layers: what kind, how many, width of the hidden state, width of the MLP."""
+
+    layer: Layer
+    layers: int
+    width: int
+    intermediate: int
+
+
+def vision_shape(config: PretrainedConfig) -> Shape:
+    """Of the vision tower; the two architectures name its sizes differently."""
+    vision = config.vision_config
+    if config.model_type == "qwen2_vl":
+        return Shape("qwen2_vl", vision.depth, vision.embed_dim, int(vision.embed_dim * vision.mlp_ratio))
+    return Shape("qwen2_5_vl", vision.depth, vision.hidden_size, vision.intermediate_size)
+
+
+def _stack(parameters: list[nn.Parameter], shape: Shape, tokens: float, longest: int, reached: bool = True) -> Stack:
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    return Stack(*shape, trained, sum(p.numel() for p in parameters) - trained, tokens, longest, reached)

@@ -1,0 +1,298 @@
+"""What one row looks like to the model: its sequences and images, read back from a stage's own data set.
+
+Nothing is encoded, masked or resized again here: the tensors that training would see are taken apart.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cocoa.backbone import Backbone
+from cocoa.corruption import IGNORE_INDEX
+from cocoa.inputs import inert
+from cocoa.pairs import ContentPair, Pair
+from cocoa.stages.contrastive import FILLER_ID, ContrastiveArguments, PairDataset
+from cocoa.stages.reconstruction import ContentDataset, room_for_text
+from cocoa.stages.training import StageArguments
+
+StageDataset: TypeAlias = ContentDataset | PairDataset
+"""What a stage's trainer reads: of the reconstruction stages, or of the contrastive stage."""
+Sequences = dict[str, dict[str, Tensor]]
+"""A row's sequences by name, each with the tensors of `Reconstructor.forward` that it has (no batch axis)."""
+Kind = Literal["text", "control", "eos", "image", "masked"]
+Block = Literal["", "A", "EOS", "B"]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token as it is shown; an image's tokens are one.
+
+    `text` is what the model sees, `target` what it must predict in place of a mask.
+    """
+
+    id: int
+    text: str
+    kind: Kind
+    block: Block = ""
+    count: int = 1
+    target_id: int | None = None
+    target: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image in the pixels that the vision tower gets, on its grid of merged tokens.
+
+    Attributes:
+        columns: merged tokens side by side.
+        rows: merged tokens one above another.
+        image: the resized image.
+        corrupted: the same with noise on the hidden tokens; None where none is hidden.
+        hidden: by token, row by row; empty where none is hidden.
+    """
+
+    columns: int
+    rows: int
+    image: Image.Image
+    corrupted: Image.Image | None = None
+    hidden: tuple[bool, ...] = ()
+
+    def describe(self) -> str:
+        """Grid and size in one line, width first: `16 x 12 tokens (448 x 336 px)`."""
+        width, height = self.image.size
+        hidden = f", {sum(self.hidden)} of {len(self.hidden)} hidden" if self.hidden else ""
+        return f"{self.columns} x {self.rows} tokens ({width} x {height} px){hidden}"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One sequence of a row."""
+
+    name: str
+    instruction: str
+    tokens: tuple[Token, ...]
+    picture: Picture | None = None
+    note: str = ""
+
+    def length(self) -> int:
+        """Tokens of the sequence."""
+        return sum(token.count for token in self.tokens)
+
+    def blocks(self) -> list[tuple[Block, list[Token]]]:
+        """Its tokens in runs of one block each; a single run where there are no blocks."""
+        runs: list[tuple[Block, list[Token]]] = []
+        for token in self.tokens:
+            if not runs or runs[-1][0] != token.block:
+                runs.append((token.block, []))
+            runs[-1][1].append(token)
+        return runs
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Lengths of the sequences of some rows, in tokens.
+
+    Attributes:
+        rows: how many rows were looked at.
+        counts: kind of sequence (`sequence`, or `query`, `target`, `negative`) -> what `token_counts` counts
+            -> one number a sequence.
+        shortened: rows whose text is cut to `max_length`.
+    """
+
+    rows: int
+    counts: dict[str, dict[str, list[int]]]
+    shortened: int
+
+    def per_row(self, kind: str) -> float:
+        """Tokens of a kind that a row has on average, over all its sequences."""
+        return sum(sum(counts.get(kind, ())) for counts in self.counts.values()) / self.rows
+
+    def longest(self, kind: str) -> int:
+        """The most tokens of a kind in one sequence."""
+        return max(max(counts[kind]) for counts in self.counts.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One row, as its stage trains on it in the first epoch."""
+
+    row_id: str
+    parts: tuple[Part, ...]
+
+
+def sequences(data: StageDataset, backbone: Backbone, index: int) -> Sequences:
+    """The sequences of one row in epoch 0, from the data set that the stage's trainer reads."""
+    if isinstance(data, ContentDataset):
+        return {"sequence": data[0, index]}
+    row = data[index]
+    return {column.replace("_", " "): encode(backbone, row[column]) for column in row if column != "label"}
+
+
+def encode(backbone: Backbone, messages: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Chat messages through template and processor, as sentence-transformers' collator does, one by one."""
+    inputs = backbone.processor.apply_chat_template([messages], tokenize=True, return_dict=True, return_tensors="pt")
+    images = {name: inputs[name] for name in ("pixel_values", "image_grid_thw") if name in inputs}
+    return {"input_ids": inputs["input_ids"][0], **images}
+
+
+def token_counts(sequence: dict[str, Tensor], backbone: Backbone) -> dict[str, int]:
+    """How many tokens of a sequence are the image's, how many text (masked ones too), and all of them.
+
+    The total has the control tokens as well: an image's two markers and EOS. A bridged sequence counts
+    `block B` too, a corrupted one its `masked` tokens; both are part of the text.
+    """
+    ids = sequence["input_ids"]
+    image = int((ids == backbone.model.config.image_token_id).sum())
+    special = torch.isin(ids, torch.tensor(backbone.tokenizer.all_special_ids))
+    special &= ids != backbone.mask_token_id
+    counts = {"image": image, "text": int((~special).sum())}
+    if "eos_position" in sequence:
+        counts["block B"] = len(ids) - int(sequence["eos_position"]) - 1
+    if "labels" in sequence:
+        counts["masked"] = int((sequence["labels"] != IGNORE_INDEX).sum())
+    return counts | {"total": len(ids)}
+
+
+def measure(
+    data: StageDataset,
+    rows: Sequence[Pair | ContentPair],
+    indices: Sequence[int],
+    backbone: Backbone,
+    args: StageArguments,
+) -> Measured:
+    """Lengths of the rows that `indices` name."""
+    counts: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    shortened = 0
+    for index in indices:
+        found = sequences(data, backbone, index)
+        for name, sequence in found.items():
+            for kind, count in token_counts(sequence, backbone).items():
+                counts[name.split()[0]][kind].append(count)
+        shortened += is_shortened(rows[index], found, backbone, args)
+    return Measured(len(indices), {name: dict(kinds) for name, kinds in counts.items()}, shortened)
+
+
+def is_shortened(row: Pair | ContentPair, found: Sequences, backbone: Backbone, args: StageArguments) -> bool:
+    """Was the text of a row cut to fit `max_length`?"""
+    if isinstance(row, Pair):
+        assert isinstance(args, ContrastiveArguments)
+        sides = [row.query, row.target, *row.negatives[: args.hard_negatives]]
+        return any(inert(backbone.fit_text(side, args.max_length).text) != inert(side.text) for side in sides)
+    room = room_for_text(backbone, args.max_length)
+    if "eos_position" in found["sequence"]:
+        room = args.max_length - int(found["sequence"]["eos_position"]) - 1
+    return len(backbone.encode_text(row.text)) > room
+
+
+def sample(data: StageDataset, backbone: Backbone, index: int, row_id: str) -> Sample:
+    """One row, to be shown."""
+    instructions: dict[str, str] = {}
+    notes: dict[str, str] = {}
+    if isinstance(data, ContentDataset):
+        instructions["sequence"] = data.rows[index].side.instruction.strip()
+    else:
+        row = data[index]
+        ids = row.pop("label")
+        for column, content_id in zip(row, [None, *ids], strict=True):
+            first = row[column][0]
+            if first["role"] == "system":
+                instructions[column.replace("_", " ")] = first["content"][0]["text"]
+            if content_id == FILLER_ID:
+                notes[column.replace("_", " ")] = "left out of the loss: the row has no such negative"
+    return Sample(
+        row_id,
+        tuple(
+            Part(
+                name,
+                instructions.get(name, ""),
+                tokens_of(sequence, backbone),
+                picture_of(sequence, backbone),
+                notes.get(name, ""),
+            )
+            for name, sequence in sequences(data, backbone, index).items()
+        ),
+    )
+
+
+def tokens_of(sequence: dict[str, Tensor], backbone: Backbone) -> tuple[Token, ...]:
+    """The tokens of a sequence, masks with the targets that the labels say, the image as one."""
+    ids = sequence["input_ids"].tolist()
+    labels = sequence["labels"].tolist() if "labels" in sequence else [IGNORE_INDEX] * len(ids)
+    eos = int(sequence["eos_position"]) if "eos_position" in sequence else None
+    special = set(backbone.tokenizer.all_special_ids)
+    image = picture_of(sequence, backbone)
+    shown: list[Token] = []
+    for position, (token_id, label) in enumerate(zip(ids, labels, strict=True)):
+        block: Block = "" if eos is None else "A" if position < eos else "B" if position > eos else "EOS"
+        text = decode(backbone, token_id)
+        if label != IGNORE_INDEX:
+            shown.append(Token(token_id, text, "masked", block, 1, label, decode(backbone, label)))
+        elif image is not None and token_id == backbone.model.config.image_token_id:
+            if shown and shown[-1].kind == "image":
+                continue
+            count = image.columns * image.rows
+            text = f"image {image.columns}x{image.rows} tokens"
+            shown.append(Token(token_id, text, "image", block, count))
+        elif token_id == backbone.eos_token_id:
+            shown.append(Token(token_id, text, "eos", block))
+        else:
+            shown.append(Token(token_id, text, "control" if token_id in special else "text", block))
+    return tuple(shown)
+
+
+def decode(backbone: Backbone, token_id: int) -> str:
+    """A token's text, with what does not print made visible; part of a character as its byte-level name."""
+    text = backbone.tokenizer.decode([token_id])
+    if "\ufffd" in text:
+        return f"⟨{backbone.tokenizer.convert_ids_to_tokens(token_id)}⟩"
+    return visible(text)
+
+
+def visible(text: str) -> str:
+    """The text with line ends and tabs as arrows, and other characters that do not print as escapes."""
+    arrows = {"\n": "⏎", "\t": "⇥"}
+    return "".join(arrows.get(c) or (c if c.isprintable() else ascii(c)[1:-1]) for c in text)
+
+
+def picture_of(sequence: dict[str, Tensor], backbone: Backbone) -> Picture | None:
+    """The image of a sequence, None where it has none; hidden tokens are restored from their targets."""
+    if "pixel_values" not in sequence:
+        return None
+    pixels, grid = sequence["pixel_values"], sequence["image_grid_thw"][0].tolist()
+    merge = backbone.processor.image_processor.merge_size
+    rows, columns = grid[1] // merge, grid[2] // merge
+    if "hidden_units" not in sequence:
+        return Picture(columns, rows, to_image(pixels, rows, columns, backbone))
+    is_image = sequence["input_ids"] == backbone.model.config.image_token_id
+    hidden = sequence["hidden_units"][is_image]  # (U,)
+    clean = pixels.reshape(len(hidden), -1).clone()
+    clean[hidden] = sequence["target_pixels"]
+    image = to_image(clean.reshape(pixels.shape), rows, columns, backbone)
+    return Picture(columns, rows, image, to_image(pixels, rows, columns, backbone), tuple(hidden.tolist()))
+
+
+def to_image(pixels: Tensor, rows: int, columns: int, backbone: Backbone) -> Image.Image:
+    """An image from the processor's output: its patches put together again, and normalisation undone.
+
+    Args:
+        pixels: (rows * columns * merge**2, channels * temporal * patch**2), merged tokens row by row.
+        rows: merged tokens one above another.
+        columns: merged tokens side by side.
+        backbone: says the sizes, and what the pixels were normalised with.
+    """
+    processor = backbone.processor.image_processor
+    # axes: token row and column, patch row and column in it, channel, frame, pixel row and column
+    merge, patch, temporal = processor.merge_size, processor.patch_size, processor.temporal_patch_size
+    patches = pixels.float().reshape(rows, columns, merge, merge, 3, temporal, patch, patch)[:, :, :, :, :, 0]
+    picture = patches.permute(0, 2, 5, 1, 3, 6, 4)
+    picture = picture.reshape(rows * merge * patch, columns * merge * patch, 3)
+    mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
+    values = ((picture * std + mean) * 255).round().clamp(0, 255)
+    return Image.fromarray(values.to(torch.uint8).numpy())
