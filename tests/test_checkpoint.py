@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -206,6 +207,18 @@ def test_a_causal_checkpoint_stays_causal(tiny_backbone, tmp_path):
     torch.testing.assert_close(causal, embed(as_sentence_transformer(backbone), backbone, side), atol=1e-6, rtol=0)
     full = tiny_backbone()
     assert (embed(as_sentence_transformer(full), full, side) - causal).abs().max() > 1e-4
+
+
+def test_no_length_limit_of_the_tokenizer_cuts_eos(tiny_backbone_path, pictures, tmp_path):
+    """A backbone whose tokenizer says 32 tokens: the checkpoint embeds the whole of a longer text."""
+    shutil.copytree(tiny_backbone_path(), tmp_path / "backbone")
+    config = json.loads((tmp_path / "backbone" / "tokenizer_config.json").read_text())
+    (tmp_path / "backbone" / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 32}))
+    backbone = load_backbone(tmp_path / "backbone", attention="bidirectional")
+    save_checkpoint(backbone, tmp_path / "saved", {})
+    inputs = SentenceTransformer(str(tmp_path / "saved")).preprocess([{"text": "cup " * 100, "image": pictures[0]}])
+    assert inputs["input_ids"].shape[1] > 100
+    assert inputs["input_ids"][0, -1] == backbone.eos_token_id
 
 
 def test_after_a_merge_it_is_the_stock_layout(tiny_backbone, pictures, tmp_path):

@@ -1,7 +1,9 @@
 """Running a recipe: what each stage leaves, and that a run may stop anywhere and go on by the same command."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,19 +134,18 @@ def test_bfloat16_is_merged_in_float32_and_rounded_once(tiny_backbone_path, phot
     monkeypatch.setattr(pipeline, "embed", keep)
     content = short_recipe(tiny_backbone_path(), photo_data, tmp_path, "dora", dtype="bfloat16")
     recipe = parse_recipe(content | {"stages": content["stages"][1:2]})
+    recipe.stages[0].options["learning_rate"] = 0.1  # adapters that rounding twice would show in
     final = train(recipe)
     assert {tensor.dtype for tensor in weights(final).values()} == {torch.bfloat16}
     assert read_record(final)["merge_cosine"] > 0.999
 
     base = load_backbone(recipe.backbone, recipe.image.train(), torch.bfloat16, "bidirectional")
     merged = PeftModel.from_pretrained(base.model.to(torch.float32), final / "adapter").merge_and_unload()
-    untouched = load_backbone(recipe.backbone, dtype=torch.bfloat16).model.state_dict()
-    found = weights(final)
-    expected = {name: tensor.to(torch.bfloat16) for name, tensor in merged.state_dict().items() if name in found}
-    assert same(found, expected)
-    assert any(not torch.equal(found[name], untouched[name]) for name in found)
-
     saved = load_backbone(final, recipe.image.train(), torch.bfloat16)
+    found = saved.model.state_dict()
+    assert same(found, {name: tensor.to(torch.bfloat16) for name, tensor in merged.state_dict().items()})
+    untouched = load_backbone(recipe.backbone, dtype=torch.bfloat16).model.state_dict()
+    assert sum(not torch.equal(found[name], untouched[name]) for name in found) > 20
     after, sides = embedded[-1]
     again = embed(pipeline.as_sentence_transformer(saved), saved, sides)
     torch.testing.assert_close(again, after, atol=1e-6, rtol=0)  # the recorded cosine is that of the files
@@ -177,7 +178,10 @@ def test_validation_rows_are_in_no_stage_s_training_rows(tiny_backbone_path, pho
 # ------------------------------------------------------------------------------------------ stopped anywhere
 
 
-def test_the_folder_appears_only_when_whole(recipe, monkeypatch):
+@pytest.mark.parametrize("schedule", ["linear", pytest.param("constant", marks=pytest.mark.xfail(strict=True))])
+def test_the_folder_appears_only_when_whole(recipe, tmp_path, monkeypatch, schedule):
+    recipe.stages[0].options["lr_scheduler_type"] = schedule
+    whole = train(dataclasses.replace(recipe, output_dir=tmp_path / "whole"))
     save = pipeline.save_checkpoint
 
     def fail(backbone, folder, record):
@@ -189,11 +193,8 @@ def test_the_folder_appears_only_when_whole(recipe, monkeypatch):
         train(recipe)
     assert not (recipe.output_dir / "final").exists()
     monkeypatch.setattr(pipeline, "save_checkpoint", save)
-    steps = []
-    monkeypatch.setattr(pipeline.StageTrainer, "training_step", lambda *args, **kwargs: steps.append(args))
     final = train(recipe)  # from the trainer's last checkpoint: the training itself is done
-    assert not steps
-    assert load_backbone(final) and not list(recipe.output_dir.glob("*.partial"))
+    assert same(weights(final), weights(whole))
     assert {path.name for path in recipe.output_dir.iterdir()} <= {"final", ".lock"}
 
 
@@ -217,8 +218,12 @@ def test_another_recipe_in_the_same_folder_is_a_mistake(recipe, tiny_backbone_pa
     trainer = recipe.output_dir / "trainer" / "1-eos_bridge"
     trainer.mkdir(parents=True)
     (trainer / "fingerprint").write_text(recipe.fingerprint(1))
+    (trainer / "checkpoint-1").mkdir()
+    (trainer / "checkpoint-1" / "complete").touch()
     with pytest.raises(CocoaError, match="a run of another recipe was stopped here"):
         train(parse_recipe(other))
+    shutil.rmtree(trainer / "checkpoint-1")  # stopped before its first checkpoint: there is nothing to lose
+    assert train(parse_recipe(other)).is_dir()
 
 
 def test_a_mistake_in_a_later_stage_is_found_before_the_first_is_trained(recipe, monkeypatch):
@@ -231,8 +236,8 @@ def test_a_mistake_in_a_later_stage_is_found_before_the_first_is_trained(recipe,
 
 def test_one_process_owns_a_folder_at_a_time(recipe):
     recipe.output_dir.mkdir()
-    hold = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); input()"
-    command = [sys.executable, "-c", hold, str(recipe.output_dir / ".lock")]
+    hold = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True)"
+    command = [sys.executable, "-c", f"{hold}; input()", str(recipe.output_dir / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(CocoaError, match="another run is writing here"):
@@ -242,9 +247,8 @@ def test_one_process_owns_a_folder_at_a_time(recipe):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tuning", ["full", "dora"])
-def test_killed_in_the_second_stage_and_run_again_equals_never_killed(tiny_backbone_path, photo_data, tmp_path, tuning):
-    content = short_recipe(tiny_backbone_path(), photo_data, tmp_path / "never_killed", tuning)
+def test_killed_in_the_second_stage_and_run_again_equals_never_killed(tiny_backbone_path, photo_data, tmp_path):
+    content = short_recipe(tiny_backbone_path(), photo_data, tmp_path / "never_killed", "dora")
     content["stages"][1]["eos_bridge"] |= {"max_steps": 30, "save_steps": 2}
     whole = train(parse_recipe(content))
 

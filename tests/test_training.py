@@ -115,6 +115,23 @@ def test_eight_by_one_equals_one_by_eight(tiny_backbone, tmp_path, stage):
     assert results[0][1] == pytest.approx(results[1][1], abs=1e-4)
 
 
+@pytest.mark.parametrize("tuning", ["full", "dora"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_gradient_checkpointing_changes_nothing(tiny_backbone, tmp_path, stage, tuning):
+    results = []
+    for checkpointing in (False, True):
+        backbone = tiny_backbone()
+        if tuning == "dora":
+            torch.manual_seed(0)
+            with_adapters(backbone)
+        folder = tmp_path / str(checkpointing)
+        trainer = make_trainer(stage, backbone, folder, gradient_checkpointing=checkpointing, max_steps=2)
+        trainer.train_or_resume()
+        assert backbone.model.model.language_model.layers[0].gradient_checkpointing == checkpointing
+        results.append(weights(trainer))
+    assert distance(*results) < 1e-6
+
+
 def test_accumulation_is_refused_where_it_costs_negatives(tmp_path):
     with pytest.raises(CocoaError, match="gradient_accumulation_steps would shrink the pool of negatives"):
         arguments(contrastive.ContrastiveArguments, tmp_path, gradient_accumulation_steps=2)

@@ -25,6 +25,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLForConditionalGeneration,
 )
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget, chat_messages, inert, most_tokens
@@ -226,6 +227,7 @@ def prepare_processor(processor: ProcessorMixin, name: str) -> None:
         raise CocoaError(f"backbone {name}: its tokenizer has no {EOS_TOKEN} token")
     template = resources.files("cocoa").joinpath("data/chat_template.jinja").read_text(encoding="utf-8")
     processor.chat_template = processor.tokenizer.chat_template = template
+    processor.tokenizer.model_max_length = VERY_LARGE_INTEGER
 
 
 def add_mask_token(backbone: Backbone) -> None:

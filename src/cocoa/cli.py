@@ -44,7 +44,7 @@ def train(recipe: RecipePath, overrides: Overrides = None) -> None:
 
     final = run(load_recipe(recipe, overrides or []))
     if _is_main_process():
-        console.print(f"done: [bold]{final}[/bold]", soft_wrap=True)
+        console.print(f"done: [bold]{escape(str(final))}[/bold]", soft_wrap=True)
 
 
 @app.command()
@@ -91,7 +91,7 @@ def evaluate(
         raise CocoaError(f"evaluate: unexpected argument {more_subsets[0]!r}; name data sets after --subsets")
     result = run(model, data, output, [*(subsets or []), *(more_subsets or [])] or "all", batch_size)
     console.print(score_table({Path(model).name: result}))
-    console.print(f"score files: {output}", soft_wrap=True)
+    console.print(f"score files: {escape(str(output))}", soft_wrap=True)
 
 
 @app.command()
@@ -148,7 +148,10 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except CocoaError as error:
-        sys.stderr.write(f"cocoa: {' '.join(str(error).split())}\n")
+        message = str(error)
+        if "\nOriginal Traceback" in message:  # it was raised in a data loader's worker
+            message = message.strip().splitlines()[-1].partition(": ")[2]
+        sys.stderr.write(f"cocoa: {' '.join(message.split())}\n")
         sys.exit(2)
 
 

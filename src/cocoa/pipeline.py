@@ -6,6 +6,7 @@ checkpoint that appears only once it is whole, and `trainer/`, the running stage
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -32,7 +33,7 @@ from cocoa.pairs import ContentPair, Pair, Side, check_images, hold_out
 from cocoa.recipe import DTYPES, Recipe, Stage
 from cocoa.sources import load_pairs
 from cocoa.stages import contrastive, eos_bridge, joint_reconstruction
-from cocoa.stages.training import StageArguments, StageTrainer
+from cocoa.stages.training import StageArguments, StageTrainer, last_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ def train(recipe: Recipe) -> Path:
             folder = stage_folder(recipe, index)
             if not done[index]:
                 run_stage(recipe, index, source)
+                gc.collect()  # trainers refer to themselves; the next stage needs the memory
             else:
                 logger.info("stage %s is done: %s", stage.name, folder)
             source = str(folder)
@@ -174,13 +176,20 @@ def row_pairs(rows: Sequence[ContentPair]) -> list[Pair]:
 
 
 def build_trainer(stage: Stage, backbone: Backbone, data: StageData, args: StageArguments) -> StageTrainer:
-    """The stage's trainer over its data."""
-    if isinstance(args, joint_reconstruction.JointReconstructionArguments):
-        return joint_reconstruction.build_trainer(backbone, data.rows, args)
-    if isinstance(args, eos_bridge.EosBridgeArguments):
-        return eos_bridge.build_trainer(backbone, data.rows, args)
-    assert isinstance(args, contrastive.ContrastiveArguments)
-    return contrastive.build_trainer(backbone, data.pairs, data.validation, args)
+    """The stage's trainer over its data.
+
+    Raises:
+        CocoaError: arguments that do not fit the data; the message names the stage.
+    """
+    try:
+        if isinstance(args, joint_reconstruction.JointReconstructionArguments):
+            return joint_reconstruction.build_trainer(backbone, data.rows, args)
+        if isinstance(args, eos_bridge.EosBridgeArguments):
+            return eos_bridge.build_trainer(backbone, data.rows, args)
+        assert isinstance(args, contrastive.ContrastiveArguments)
+        return contrastive.build_trainer(backbone, data.pairs, data.validation, args)
+    except CocoaError as error:
+        raise CocoaError(f"stages.{stage.name}: {error}") from None
 
 
 def probes(data: StageData) -> list[Side]:
@@ -238,13 +247,13 @@ def _is_done(recipe: Recipe, index: int) -> bool:
 
 
 def _claim(folder: Path, fingerprint: str) -> None:
-    """Mark a trainer's folder with the recipe that fills it.
+    """Mark a trainer's folder with the recipe that fills it; what ended before its first checkpoint is no claim.
 
     Raises:
         CocoaError: another recipe's trainer was stopped there.
     """
     mark = folder / "fingerprint"
-    if mark.exists() and mark.read_text() != fingerprint:
+    if last_checkpoint(folder) is not None and mark.read_text() != fingerprint:
         raise CocoaError(f"{folder}: a run of another recipe was stopped here; remove it, or choose a new output_dir")
     folder.mkdir(parents=True, exist_ok=True)
     mark.write_text(fingerprint)

@@ -1,0 +1,224 @@
+"""The command line: a user's mistake is one line and exit code 2, a run is quiet where there is no terminal."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from short_run import short_recipe
+
+ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+DRIVER = """
+# Runs `cocoa` once for each list of arguments, all in one process, since its imports take long.
+import json, os, sys, traceback
+from cocoa import cli
+
+outcomes = {}
+for name, arguments in json.load(open("cases.json")).items():
+    files = [open(f"{name}.{stream}", "w+") for stream in ("out", "err")]
+    kept = [os.dup(1), os.dup(2)]
+    for number, file in enumerate(files, 1):
+        os.dup2(file.fileno(), number)
+    sys.argv, code = ["cocoa", *arguments], 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for number, descriptor in enumerate(kept, 1):
+        os.dup2(descriptor, number)
+    outcomes[name] = [code, *(open(file.name).read() for file in files)]
+json.dump(outcomes, open("outcomes.json", "w"))
+"""
+
+# name -> (arguments, what the one line names: file, row or key, and the remedy); {} is the folder of `prepare`
+TRAIN = ["train", "{}/recipe.yaml"]
+EVALUATE = ["evaluate", "{}/backbone", "--output", "{}/scores", "--data"]
+MISTAKES = {
+    "no arguments to a stage": ([*TRAIN, "stages.1=5"], ["stages.1", "name a key of the stage"]),
+    "unknown key": (["train", "{}/unknown.yaml"], ["unknown.yaml", "sead: unknown key", "did you mean seed?"]),
+    "no recipe": (["train", "{}/none.yaml"], ["{}/none.yaml: no such recipe"]),
+    "recipe is a folder": (["train", "{}"], ["cannot be read", "name a recipe file"]),
+    "no data": ([*TRAIN, "data.train={}/none"], ["data.train: {}/none: no such file or folder"]),
+    "no data in the folder": ([*TRAIN, "data.train={}/scores"], ["{}/scores: no data set in it; name a folder"]),
+    "no image": (
+        [*TRAIN, "data.train={}/no_image"],
+        ["cat.jpg: no such image file", "data set MSCOCO_i2t, row", "unpack the data set's images"],
+    ),
+    "no image in a file": (
+        [*TRAIN, "data.train={}/pairs.jsonl"],
+        ["{}/none.jpg: no such image file", "data set pairs, row 1", "`data.image_root`"],
+    ),
+    "broken line": ([*TRAIN, "data.train={}/broken.jsonl"], ["broken.jsonl, line 2: not JSON", "repair or drop"]),
+    "broken image": (
+        [*TRAIN, "data.train={}/broken_image.jsonl", "data.validation_rows=0"],
+        ["broken.jpg: not a readable image", "row broken_image/", "replace it or drop its row"],
+    ),
+    "broken image in a worker": (
+        [*TRAIN, "data.train={}/broken_image.jsonl", "data.validation_rows=0", "stages.0.dataloader_num_workers=1"],
+        ["broken.jpg: not a readable image", "row broken_image/", "replace it or drop its row"],
+    ),
+    "no column": ([*TRAIN, "data.train={}/no_column"], ["GQA/original-00000-of-00001.parquet", "no column pos_text"]),
+    "no split": ([*TRAIN, "data.split=test"], ["no split 'test'", "there are: original"]),
+    "no subset": ([*TRAIN, "data.subsets=[None]"], ["no data set 'None'", "there are A-OKVQA"]),
+    "batch does not divide": (
+        [*TRAIN, "stages.0.gradient_accumulation_steps=3"],
+        ["stages.joint_reconstruction: batch_size 8 does not divide by 1 devices x 3", "change one of them"],
+    ),
+    "batch too large": (
+        [*TRAIN, "stages.0.batch_size=4096"],
+        ["stages.joint_reconstruction: batch_size 4096 is more", "lower it"],
+    ),
+    "no backbone": ([*TRAIN, "backbone={}/none"], ["backbone {}/none: cannot be read", "give a hub id or a"]),
+    "no such layer": ([*TRAIN, "lora={text: [query]}"], ["lora.text: 'query' names no linear layer", "q_proj"]),
+    "malformed override": ([*TRAIN, "seed"], ["'seed': an override is key=value"]),
+    "malformed value": ([*TRAIN, "data.subsets=[GQA"], ["'data.subsets=[GQA': the value is not YAML"]),
+    "output is a file": ([*TRAIN, "output_dir={}/recipe.yaml"], ["output_dir {}/recipe.yaml: cannot be written"]),
+    "evaluate: no subset": (
+        [*EVALUATE, "{}/data/MMEB-eval", "--subsets", "EDIS", "Nothing"],
+        ["no data set 'Nothing' (key `subsets`); there are A-OKVQA"],
+    ),
+    "evaluate: no data": ([*EVALUATE, "{}/none"], ["{}/none: no such folder; name one that holds"]),
+    "evaluate: no image": ([*EVALUATE, "{}/eval_no_image"], ["no such image file", "data set EDIS, row 0", "unpack"]),
+    "evaluate: no model": (
+        ["evaluate", "{}/none", "--data", "{}/data/MMEB-eval", "--output", "{}/scores"],
+        ["{}/none: cannot be read", "give a hub id or a checkpoint folder"],
+    ),
+    "evaluate: stray argument": (
+        [*EVALUATE, "{}/data/MMEB-eval", "EDIS"],
+        ["unexpected argument 'EDIS'; name data sets after --subsets"],
+    ),
+    "preview: unknown key": (["preview", "{}/unknown.yaml"], ["sead: unknown key", "did you mean seed?"]),
+    "demo: no backbone": (
+        ["demo", "--output", "{}/demo", "--backbone", "big"],
+        ["'big'", "choose one of tiny-qwen2-vl"],
+    ),
+}
+RUNS = {
+    "train": [*TRAIN, "output_dir={}/run", "stages.0.dataloader_num_workers=1"],
+    "evaluate": [
+        *("evaluate", "{}/run/final", "--data", "{}/data/MMEB-eval", "--output", "{}/scores"),
+        *("--subsets", "EDIS", "MSCOCO_t2i", "--batch-size", "4"),
+    ],
+    "help": ["--help"],
+}
+
+
+def prepare(folder, backbone, data):
+    """Everything that the commands read."""
+    (folder / "scores").mkdir()
+    (folder / "backbone").symlink_to(backbone)
+    (folder / "data").symlink_to(data)
+    content = short_recipe(folder / "backbone", folder / "data", folder / "output")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(content | {"stages": content["stages"][:1]}))
+    (folder / "unknown.yaml").write_text(yaml.safe_dump({**content, "sead": 1}))
+    shutil.copytree(data / "MMEB-train", folder / "no_image")
+    (folder / "no_image" / "images" / "MSCOCO_i2t" / "Train" / "cat.jpg").unlink()
+    shutil.copytree(data / "MMEB-eval" / "EDIS", folder / "eval_no_image" / "EDIS")
+    (folder / "no_column" / "GQA").mkdir(parents=True)
+    table = pa.table({name: ["x"] for name in ("qry", "qry_image_path", "pos_image_path")})
+    pq.write_table(table, folder / "no_column" / "GQA" / "original-00000-of-00001.parquet")
+    pair = {"query": {"image": "none.jpg"}, "target": {"text": "a cat"}}
+    (folder / "pairs.jsonl").write_text(json.dumps(pair))
+    (folder / "broken.jsonl").write_text(json.dumps(pair) + "\n{")
+    (folder / "broken.jpg").write_text("no image")
+    pair["query"]["image"] = "broken.jpg"
+    lines = [json.dumps({**pair, "target": {"text": f"cat {i}"}}) for i in range(8)]
+    (folder / "broken_image.jsonl").write_text("\n".join(lines))
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_backbone_path, photo_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    prepare(folder, tiny_backbone_path(), photo_data)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outcomes(folder):
+    """Name of a case -> (exit code, stdout, stderr)."""
+    cases = RUNS | {name: arguments for name, (arguments, _) in MISTAKES.items()}
+    named = {name: [part.replace("{}", str(folder)) for part in arguments] for name, arguments in cases.items()}
+    (folder / "cases.json").write_text(json.dumps(named))
+    subprocess.run([sys.executable, "-c", DRIVER], cwd=folder, env=ENVIRONMENT, check=True, timeout=500)
+    return json.loads((folder / "outcomes.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_that_names_it_and_the_remedy(outcomes, folder, name):
+    code, out, err = outcomes[name]
+    assert code == 2, err
+    lines = [line for line in err.splitlines() if " stage joint_reconstruction: " not in line]  # it had begun
+    assert len(lines) == 1 and not out, err
+    assert lines[0].startswith("cocoa: ") and "Traceback" not in lines[0]
+    for fragment in MISTAKES[name][1]:
+        assert fragment.replace("{}", str(folder)) in lines[0]
+
+
+@pytest.mark.slow
+def test_a_run_without_a_terminal_is_quiet(outcomes, folder):
+    code, out, err = outcomes["train"]
+    assert code == 0, err
+    assert out == f"done: {folder / 'run' / 'final'}\n"
+    assert "\r" not in err and "it/s" not in err and "%|" not in err and "\x1b" not in err
+    assert all(re.fullmatch(r"\d\d:\d\d:\d\d \S.*", line) for line in err.splitlines()), err
+    lines = [line[9:] for line in err.splitlines()]
+    assert re.fullmatch(r"stage joint_reconstruction: \d+ rows, training all weights", lines[0])
+    assert [line[:24] for line in lines if "/2: loss" in line] == [f"joint_reconstruction {step}/2" for step in (1, 2)]
+    assert len(lines) < 10, err
+
+
+@pytest.mark.slow
+def test_data_sets_to_score_may_follow_one_option(outcomes, folder):
+    code, out, err = outcomes["evaluate"]
+    assert code == 0, err
+    assert "\r" not in err and "it/s" not in err
+    assert {path.name for path in (folder / "scores").iterdir()} == {
+        *("EDIS_score.json", "MSCOCO_t2i_score.json", "summary.json")
+    }
+    summary = json.loads((folder / "scores" / "summary.json").read_text())
+    assert list(summary["datasets"]) == ["EDIS", "MSCOCO_t2i"]
+    for text in ("All (2 of 36 sets)", "EDIS", "MSCOCO_t2i", f"{summary['datasets']['EDIS']:.1f}"):
+        assert text in out
+
+
+def test_help_needs_no_heavy_import():
+    script = "import sys; from cocoa import cli; cli.app(['--help'], standalone_mode=False); "
+    script += "print(sorted({'torch', 'transformers', 'datasets', 'PIL', 'pyarrow'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    *text, heavy = done.stdout.splitlines()
+    assert heavy == "[]"
+    for command in ("train", "preview", "evaluate", "demo"):
+        assert any(command in line for line in text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["tiny-qwen2-vl", "tiny-qwen2.5-vl"])
+def test_the_demo_runs_and_goes_on_where_it_was(tmp_path, backbone):
+    command = [sys.executable, "-m", "cocoa.cli", "demo", "--output", str(tmp_path / "demo"), "--backbone", backbone]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=500, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"{backbone}, untouched" in done.stdout and "CoCoA" in done.stdout
+    assert "tiny and random" in done.stdout
+    final = tmp_path / "demo" / "run" / "final"
+    before = (final / "model.safetensors").stat().st_mtime_ns
+    scores = {
+        name: json.loads((tmp_path / f"demo/scores/{name}/summary.json").read_text()) for name in (backbone, "final")
+    }
+    assert scores["final"]["datasets"].keys() == scores[backbone]["datasets"].keys()
+    again = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=500, cwd=tmp_path)
+    assert again.returncode == 0 and again.stdout == done.stdout
+    assert (final / "model.safetensors").stat().st_mtime_ns == before
+    assert not [path for path in tmp_path.iterdir() if path.name != "demo"]
