@@ -133,7 +133,7 @@ def test_embedding_is_the_normalised_state_of_eos(tiny_backbone):
             )
             .last_hidden_state
         )
-    embedding = embed(as_sentence_transformer(backbone), backbone, [side])[0]
+    embedding = embed(as_sentence_transformer(backbone), backbone.images, [side])[0]
     assert torch.allclose(embedding, F.normalize(states[0, -1], dim=0), atol=1e-6)
 
 

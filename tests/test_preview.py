@@ -77,7 +77,7 @@ def both(request, recipe, found, tiny_backbone_path):
 def real_trainer(recipe, index, backbone_path):
     stage = recipe.stages[index]
     args = recipe.arguments(stage, recipe.output_dir / "trainer", disable_tqdm=True)
-    backbone = load_stage_backbone(recipe, str(backbone_path), args)
+    backbone = load_stage_backbone(recipe, stage, str(backbone_path), args)
     data = stage_data(stage, backbone, args)
     if recipe.lora is not None:
         add_adapters(backbone.model, recipe.lora, [] if index == CONTRASTIVE else [backbone.mask_token_id])
@@ -326,7 +326,7 @@ def test_a_stages_own_mistakes_are_named(recipe, tmp_path, photo_data):
 
 def test_no_weights_are_loaded(recipe, found):
     args = recipe.arguments(recipe.stages[0], recipe.output_dir)
-    backbone = load_stage_backbone(recipe, recipe.backbone, args, weights=False)
+    backbone = load_stage_backbone(recipe, recipe.stages[0], recipe.backbone, args, weights=False)
     assert {parameter.device.type for parameter in backbone.model.parameters()} == {"meta"}
     assert len(found.stages) == 3, "made from a folder without weight files"
 
@@ -364,7 +364,7 @@ def test_the_page_stands_alone_and_shows_everything(found):
 
 
 def test_text_from_the_data_is_inert(recipe, tmp_path):
-    evil = '<script>alert(1)</script> [bold]x[/bold] \x1b[31m & "q" {{ 7 * 7 }}'
+    evil = '<script>alert(1)</script> [bold]x[/bold] \x1b[31m & "q" {{ 1234 * 1001 }}'
     Image.new("RGB", (56, 56), "teal").save(tmp_path / "a.png")
     name = "set <i>&"
     with (tmp_path / f"{name}.jsonl").open("w") as file:
@@ -373,7 +373,7 @@ def test_text_from_the_data_is_inert(recipe, tmp_path):
             file.write(json.dumps({"query": query, "target": {"text": f"{evil} {i}"}}) + "\n")
     found = preview(make_recipe(recipe.backbone, tmp_path / "run", tmp_path / f"{name}.jsonl"))
     page, text = to_html(found), terminal(found)
-    assert not re.search(r"<script|<b><|<i>&|\x1b|49 ", page)
+    assert not re.search(r"<script|<b><|<i>&|\x1b|1235234", page)
     assert "&lt;b&gt;&lt;script&gt;" in page and "set &lt;i&gt;&amp;" in page
     assert "\x1b" not in text and "[bold]x[/bold]" in "".join(text.split())
     assert name in text

@@ -45,7 +45,7 @@ def test_a_recipe_that_ships_builds_all_its_objects(path, tiny_backbone_path, ph
     assert recipe.lora == written.lora and recipe.image == written.image
     for stage in recipe.stages:
         args = recipe.arguments(stage, tmp_path)
-        loaded = load_stage_backbone(recipe, recipe.backbone, args)
+        loaded = load_stage_backbone(recipe, stage, recipe.backbone, args)
         assert loaded.model.config.text_config.is_causal == ("causal" in path.stem)
         data = stage_data(stage, loaded, args)
         if recipe.lora is not None:

@@ -80,6 +80,11 @@ class Backbone:
         """Side of a merged token in pixels."""
         return self.processor.image_processor.patch_size * self.processor.image_processor.merge_size
 
+    @property
+    def unit_size(self) -> int:
+        """Pixel values of one merged token: 4 x 1176 for Qwen2-VL, both frames of a still image counted."""
+        return 3 * self.processor.image_processor.temporal_patch_size * self.patch_size**2
+
     def set_image_budget(self, images: ImageBudget) -> None:
         """Put a token budget into the image processor (and so into every checkpoint saved from here on)."""
         least, most = images.tokens
@@ -138,6 +143,13 @@ class Backbone:
         if room < 0 or len(prompt) < len(instruction):
             raise CocoaError(f"max_length {max_length} has no room for image and instruction; raise it")
         return dataclasses.replace(side, text=prompt[len(instruction) :])
+
+    def fits(self, side: Side, max_length: int) -> bool:
+        """Whether image and instruction leave room for text, or need none."""
+        room = max_length - (1 if side.image is None else self.images.tokens[1] + 3)
+        return room >= 0 and (
+            most_tokens(side.instruction) < room or len(self.encode_text(side.instruction)) + bool(side.text) <= room
+        )
 
     def rope_positions(self, input_ids: Tensor, attention_mask: Tensor, image_grid_thw: Tensor | None) -> Tensor:
         """M-RoPE positions (3, B, T) of a padded batch; padding gets position 0."""

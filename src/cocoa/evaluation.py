@@ -7,31 +7,25 @@ plain mean over data sets.
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sentence_transformers
 import torch
-import transformers
 from huggingface_hub.errors import HfHubHTTPError
-from rich.progress import track
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import load_file_path
 from torch import Tensor
 
-import cocoa
 from cocoa.backbone import load_backbone
 from cocoa.catalogue import datasets as mmeb_datasets
 from cocoa.catalogue import find_dataset
-from cocoa.checkpoint import RECORD_NAME, as_sentence_transformer, read_record
+from cocoa.checkpoint import RECORD_NAME, as_sentence_transformer, embed, read_record, versions, write_json
 from cocoa.errors import CocoaError
-from cocoa.inputs import ImageBudget, chat_messages
+from cocoa.inputs import ImageBudget
 from cocoa.mmeb import EvalDataset, check_eval_images, read_eval
 from cocoa.pairs import Side
 
@@ -40,8 +34,6 @@ logger = logging.getLogger(__name__)
 CUTOFFS = (1, 5, 10)
 DEFAULT_IMAGES = ImageBudget((4, 576))
 """Image budget for a backbone that carries no record of ours."""
-CHUNK = 256
-"""Inputs whose images are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +45,7 @@ class Embedder:
 
     def embed(self, sides: Sequence[Side], batch_size: int = 8) -> Tensor:
         """Embeddings (len(sides), D), float32, on the CPU."""
-        chunks = [sides[start : start + CHUNK] for start in range(0, len(sides), CHUNK)]
-        embeddings = []
-        for chunk in track(chunks, "embedding", disable=not sys.stderr.isatty()):
-            messages = [chat_messages(side, self.images) for side in chunk]
-            encoded = self.model.encode(
-                messages, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False
-            )
-            embeddings.append(encoded.float().cpu())
-        return torch.cat(embeddings)
+        return embed(self.model, self.images, sides, batch_size, progress=True)
 
 
 def load_embedder(model: str | Path) -> Embedder:
@@ -132,19 +116,14 @@ def evaluate(
     for dataset, place in zip(found, places, strict=True):
         ranks = rank(dataset, embeddings[place])
         scores[dataset.name] = metrics(ranks)
-        _write_json(output / f"{dataset.name}_score.json", scores[dataset.name])
+        write_json(output / f"{dataset.name}_score.json", scores[dataset.name])
     result = summary(scores) | {
         "model": str(model),
         "data": str(data),
         "image": {"tokens": list(embedder.images.tokens), "resize": embedder.images.resize},
-        "versions": {
-            "cocoa": cocoa.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "sentence_transformers": sentence_transformers.__version__,
-        },
+        "versions": versions(),
     }
-    _write_json(output / "summary.json", result)
+    write_json(output / "summary.json", result)
     return result
 
 
@@ -219,7 +198,3 @@ def summary(scores: dict[str, dict[str, float]]) -> dict[str, Any]:
 def _mean(values: Iterable[float]) -> float | None:
     values = list(values)
     return sum(values) / len(values) if values else None
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

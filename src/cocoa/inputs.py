@@ -34,6 +34,9 @@ class ImageBudget:
             raise CocoaError(f"image tokens {list(self.tokens)}: need 1 <= least <= most")
         if self.resize not in ("aspect", "square"):
             raise CocoaError(f"image.resize {self.resize!r}: choose aspect or square")
+        if self.resize == "square" and math.isqrt(most) ** 2 < least:
+            square = math.isqrt(most) ** 2
+            raise CocoaError(f"image tokens {list(self.tokens)}: the largest square has {square}; lower the least")
         if self.resize == "aspect" and most < (math.sqrt(least) + 1) ** 2:
             needed = math.ceil((math.sqrt(least) + 1) ** 2)
             raise CocoaError(
@@ -86,7 +89,7 @@ def fit_image(image: Image.Image, images: ImageBudget, patch_size: int) -> Image
     on its short side, never cut.
     """
     if images.resize == "square":
-        side = int(images.tokens[1] ** 0.5) * patch_size
+        side = math.isqrt(images.tokens[1]) * patch_size
         return image.resize((side, side), Image.Resampling.BICUBIC)
     width, height = image.size
     least = math.ceil(max(width, height) / images.widest)

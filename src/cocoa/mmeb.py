@@ -6,7 +6,6 @@ A folder whose name is not one of the 36 data sets is a data set too (`cocoa.cat
 from __future__ import annotations
 
 import os
-import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from cocoa.catalogue import (
     pair_reader,
 )
 from cocoa.errors import CocoaError
-from cocoa.pairs import Pair, PairSet, Side, check_image_files
+from cocoa.pairs import Pair, PairSet, Side, check_image_files, sample_rows
 
 
 def list_subsets(folder: str | Path) -> list[str]:
@@ -59,13 +58,6 @@ def select_subsets(wanted: str | Sequence[str], there: Sequence[str], where: str
             raise CocoaError(f"{where}: no data set {name!r} (key `subsets`); there are {', '.join(there)}")
         chosen |= found
     return [name for name in there if name in chosen]
-
-
-def sample_rows(count: int, limit: int | None, dataset: str, seed: int) -> Sequence[int]:
-    """Which of `count` rows to read, ascending: all, or a random sample of `limit` (data may be sorted)."""
-    if limit is None or limit >= count:
-        return range(count)
-    return sorted(random.Random(f"{seed}/{dataset}").sample(range(count), limit))
 
 
 def _read_split(folder: Path, split: str, needed: Sequence[str], optional: Sequence[str]) -> pa.Table:

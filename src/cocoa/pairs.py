@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -205,6 +206,26 @@ def hold_out(pairs: Sequence[Pair], rows: int, seed: int) -> tuple[list[Pair], l
             chosen = (p for p in members[:count] if (p.query.content_id(), p.target.content_id()) not in trained)
             held.update(id(pair) for pair in chosen)
     return [p for p in pairs if id(p) not in held], [p for p in pairs if id(p) in held]
+
+
+def limit_rows(pairs: Sequence[Pair], limit: int | None, seed: int) -> list[Pair]:
+    """At most `limit` pairs of each data set, a random sample that the seed decides, in the given order."""
+    if limit is None:
+        return list(pairs)
+    by_dataset: dict[str, list[int]] = defaultdict(list)
+    for index, pair in enumerate(pairs):
+        by_dataset[pair.dataset].append(index)
+    kept: set[int] = set()
+    for dataset, members in by_dataset.items():
+        kept.update(members[i] for i in sample_rows(len(members), limit, dataset, seed))
+    return [pair for index, pair in enumerate(pairs) if index in kept]
+
+
+def sample_rows(count: int, limit: int | None, dataset: str, seed: int) -> Sequence[int]:
+    """Which of `count` rows to read, ascending: all, or a random sample of `limit` (data may be sorted)."""
+    if limit is None or limit >= count:
+        return range(count)
+    return sorted(random.Random(f"{seed}/{dataset}").sample(range(count), limit))
 
 
 def check_images(pairs: Iterable[Pair]) -> None:

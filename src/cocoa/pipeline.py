@@ -15,13 +15,14 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from filelock import FileLock, Timeout
+from peft import PeftModel
 from transformers import set_seed
 
 from cocoa.adapters import adapted_layers, add_adapters, describe, merge_adapters
@@ -29,7 +30,7 @@ from cocoa.backbone import Backbone, load_backbone
 from cocoa.catalogue import stage_rows
 from cocoa.checkpoint import as_sentence_transformer, embed, read_record, save_checkpoint
 from cocoa.errors import CocoaError
-from cocoa.pairs import ContentPair, Pair, Side, check_images, hold_out
+from cocoa.pairs import ContentPair, Pair, Side, check_images, hold_out, limit_rows
 from cocoa.recipe import DTYPES, Recipe, Stage
 from cocoa.sources import load_pairs
 from cocoa.stages import contrastive, eos_bridge, joint_reconstruction
@@ -100,13 +101,10 @@ def run_stage(recipe: Recipe, index: int, source: str) -> None:
     args = recipe.arguments(stage, trainer_folder, disable_tqdm=not noisy)
 
     set_seed(recipe.seed)
-    backbone = load_stage_backbone(recipe, source, args)
+    backbone = load_stage_backbone(recipe, stage, source, args)
     data = stage_data(stage, backbone, args)
     what = describe(adapted_layers(backbone.model, recipe.lora)) if recipe.lora else "all weights"
-    adapters = None
-    if recipe.lora is not None:
-        rebuilds = stage.name != contrastive.NAME
-        adapters = add_adapters(backbone.model, recipe.lora, [backbone.mask_token_id] if rebuilds else [])
+    adapters = add_stage_adapters(recipe, backbone, args)
     trainer = build_trainer(stage, backbone, data, args)
     logger.info("stage %s: %d rows, training %s", stage.name, sum(data.datasets().values()), what)
     for reason, count in sum(data.left_out.values(), Counter()).most_common():
@@ -131,10 +129,20 @@ def run_stage(recipe: Recipe, index: int, source: str) -> None:
     state.wait_for_everyone()
 
 
-def load_stage_backbone(recipe: Recipe, source: str, args: StageArguments, weights: bool = True) -> Backbone:
-    """The backbone with the stage's attention and the recipe's training budget."""
+def load_stage_backbone(
+    recipe: Recipe, stage: Stage, source: str, args: StageArguments, weights: bool = True
+) -> Backbone:
+    """The backbone with the stage's attention and training budget."""
     attention = args.attention if isinstance(args, contrastive.ContrastiveArguments) else "bidirectional"
-    return load_backbone(source, recipe.image.train(), recipe.load_dtype, attention, weights)
+    return load_backbone(source, stage.image.train(), recipe.load_dtype, attention, weights)
+
+
+def add_stage_adapters(recipe: Recipe, backbone: Backbone, args: StageArguments) -> PeftModel | None:
+    """Adapters as the recipe says, with the mask token's row where masks are predicted; None for full tuning."""
+    if recipe.lora is None:
+        return None
+    tokens = [] if isinstance(args, contrastive.ContrastiveArguments) else [backbone.mask_token_id]
+    return add_adapters(backbone.model, recipe.lora, tokens)
 
 
 def stage_data(stage: Stage, backbone: Backbone, args: StageArguments) -> StageData:
@@ -143,12 +151,18 @@ def stage_data(stage: Stage, backbone: Backbone, args: StageArguments) -> StageD
     Raises:
         CocoaError: a mistake in the data, a missing image, or no row that the stage can use.
     """
-    found = load_pairs(stage.data, args.seed)
+    # Every stage holds out the same rows, so they are chosen before a stage's own limit is applied.
+    found = load_pairs(replace(stage.data, max_rows_per_subset=None), args.seed)
     pairs, validation = hold_out(found.pairs, stage.data.validation_rows, args.seed)
+    pairs = limit_rows(pairs, stage.data.max_rows_per_subset, args.seed)
     left_out = {dataset: Counter(reasons) for dataset, reasons in found.left_out.items()}
     data = StageData(validation=validation, left_out=left_out)
     if stage.name == contrastive.NAME:
-        data.pairs = pairs
+        for pair in pairs:
+            if all(backbone.fits(side, args.max_length) for side in (pair.query, pair.target, *pair.negatives)):
+                data.pairs.append(pair)
+            else:
+                left_out.setdefault(pair.dataset, Counter())["image and instruction fill max_length"] += 1
         check_images([*pairs, *validation])
     else:
         found_rows = stage_rows(pairs, stage.name)
@@ -206,7 +220,7 @@ def _process() -> PartialState:
 def _finish(
     recipe: Recipe,
     backbone: Backbone,
-    adapters: Any,
+    adapters: PeftModel | None,
     sides: list[Side],
     folder: Path,
     record: dict[str, Any],
@@ -217,12 +231,12 @@ def _finish(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     backbone.model.eval()
-    before = embed(as_sentence_transformer(backbone), backbone, sides)
+    before = embed(as_sentence_transformer(backbone), backbone.images, sides)
     if adapters is not None:
         backbone.model = merge_adapters(adapters, partial / "adapter")
     for parameter in backbone.model.parameters():  # model.to(...) would round the rotary frequencies too
         parameter.data = parameter.data.to(DTYPES[recipe.dtype])
-    after = embed(as_sentence_transformer(backbone), backbone, sides)
+    after = embed(as_sentence_transformer(backbone), backbone.images, sides)
     cosine = torch.nn.functional.cosine_similarity(before, after).min().item()
     logger.info("least cosine between embeddings before the merge and as saved: %.6f", cosine)
     backbone.set_image_budget(recipe.image.evaluation())

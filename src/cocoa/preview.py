@@ -152,7 +152,7 @@ def preview(recipe: Recipe, tflops: float = 400.0, devices: int = 1) -> Preview:
 
 def _stage(recipe: Recipe, stage: Stage, tflops: float, devices: int) -> StagePreview:
     args = recipe.arguments(stage, recipe.output_dir / "trainer", disable_tqdm=True, use_cpu=True)
-    backbone = load_stage_backbone(recipe, recipe.backbone, args, weights=False)
+    backbone = load_stage_backbone(recipe, stage, recipe.backbone, args, weights=False)
     data = stage_data(stage, backbone, args)
     rows: Sequence[Pair | ContentPair] = data.rows or data.pairs
     draw = random.Random(f"{recipe.seed}/{stage.name}/preview")

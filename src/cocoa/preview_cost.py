@@ -11,10 +11,10 @@ from typing import NamedTuple
 from torch import nn
 from transformers import PretrainedConfig
 
-from cocoa.adapters import add_adapters
 from cocoa.backbone import Backbone
 from cocoa.errors import CocoaError
 from cocoa.estimate import Estimate, Layer, Stack, Tuning, stage_flops, stage_memory
+from cocoa.pipeline import add_stage_adapters
 from cocoa.preview_samples import Measured
 from cocoa.recipe import DTYPES, Recipe
 from cocoa.reconstruction import PatchDecoder
@@ -26,16 +26,12 @@ from cocoa.stages.training import StageArguments, trainable
 
 def stage_model(recipe: Recipe, backbone: Backbone, args: StageArguments) -> nn.Module:
     """What the stage trains, adapters in place, as its trainer holds it."""
-    contrastive = isinstance(args, ContrastiveArguments)
-    if recipe.lora is not None:
-        add_adapters(backbone.model, recipe.lora, [] if contrastive else [backbone.mask_token_id])
-    if contrastive:
+    add_stage_adapters(recipe, backbone, args)
+    if isinstance(args, ContrastiveArguments):
         return backbone.model.model
     if not isinstance(args, JointReconstructionArguments):
         return Reconstructor(backbone)
-    images = backbone.processor.image_processor
-    unit_size = images.merge_size**2 * 3 * images.temporal_patch_size * images.patch_size**2
-    return Reconstructor(backbone, patch_decoder=PatchDecoder(backbone.model.model.language_model, unit_size))
+    return Reconstructor(backbone, patch_decoder=PatchDecoder(backbone.model.model.language_model, backbone.unit_size))
 
 
 def trained_by_place(model: nn.Module) -> dict[str, int]:

@@ -8,13 +8,12 @@ arguments class, so every `TrainingArguments` name works. `key=value` overrides 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -22,13 +21,12 @@ import yaml
 from cocoa.adapters import Lora
 from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget
+from cocoa.parsing import as_list, as_mapping, build, check_keys, convert, suggest
 from cocoa.sources import DataConfig
 from cocoa.stages.contrastive import ContrastiveArguments
 from cocoa.stages.eos_bridge import EosBridgeArguments
 from cocoa.stages.joint_reconstruction import JointReconstructionArguments
 from cocoa.stages.training import StageArguments
-
-T = TypeVar("T")
 
 STAGES: dict[str, type[StageArguments]] = {
     "joint_reconstruction": JointReconstructionArguments,
@@ -44,8 +42,12 @@ _GIVEN_ELSEWHERE = {
     "per_device_train_batch_size": "batch_size, which counts all devices",
     "hard_negatives": "data.hard_negatives",
 }
-_WITHOUT_EFFECT = ("report_to", "run_name", "logging_", "log_", "save_", "dataloader_num_workers", "disable_tqdm")
-"""Beginnings of the options that change nothing in the result: a stopped run may go on under others."""
+_WITHOUT_EFFECT = (
+    *("report_to", "run_name", "logging_", "log_", "disable_tqdm"),
+    *("save_strategy", "save_steps", "save_total_limit", "dataloader_num_workers"),
+    *("mini_batch_size", "gradient_checkpointing", "activation_checkpointing"),
+)
+"""Beginnings of the options that leave the result as it is, rounding aside: a stopped run may go on under others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +69,15 @@ class ImageConfig:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage of a recipe: its name, the keys of its arguments, and its own data."""
+    """One stage of a recipe: its name, the keys of its arguments, and its data and image budget.
+
+    `data:` and `image:` in a stage go over the recipe's, key by key.
+    """
 
     name: str
     options: dict[str, Any]
     data: DataConfig
+    image: ImageConfig = field(default_factory=ImageConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +131,7 @@ class Recipe:
         what += [self.lora and dataclasses.asdict(self.lora)]
         for stage in self.stages[:stages]:
             options = {key: value for key, value in stage.options.items() if not key.startswith(_WITHOUT_EFFECT)}
-            what += [stage.name, options, dataclasses.asdict(stage.data)]
+            what += [stage.name, options, dataclasses.asdict(stage.data), dataclasses.asdict(stage.image)]
         return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -161,102 +167,62 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
         CocoaError: see `load_recipe`.
     """
     content = dict(content)
-    _check_keys(content, [f.name for f in dataclasses.fields(Recipe)] + ["data"], "")
+    check_keys(content, [f.name for f in dataclasses.fields(Recipe)] + ["data"], "")
     for key in ("backbone", "output_dir", "data", "stages"):
         if not content.get(key):
             raise CocoaError(f"{key}: missing; a recipe needs backbone, output_dir, data.train and stages")
     for key in ("backbone", "output_dir", "seed", "dtype"):
         if content.get(key) is not None:
-            content[key] = _convert(content[key], "int" if key == "seed" else "str", key)
-    data = _mapping(content.pop("data"), "data")
-    stages = [_stage(entry, i, data) for i, entry in enumerate(_list(content.pop("stages"), "stages"))]
+            content[key] = convert(content[key], "int" if key == "seed" else "str", key)
+    data = as_mapping(content.pop("data"), "data")
+    image = as_mapping(content.pop("image", None) or {}, "image")
+    content["image"] = _image(image, "image")
+    stages = [_stage(entry, i, data, image) for i, entry in enumerate(as_list(content.pop("stages"), "stages"))]
     if content.get("dtype") is None:
         content["dtype"] = "bfloat16" if torch.cuda.is_available() else "float32"
     if content["dtype"] not in DTYPES:
         raise CocoaError(f"dtype: {content['dtype']!r} is not one of {', '.join(DTYPES)}")
-    if content.get("image") is not None:
-        content["image"] = _image(content["image"])
     if content.get("lora") is not None:
         content["lora"] = build(Lora, content["lora"], "lora")
     content["output_dir"] = Path(content["output_dir"])
     return Recipe(stages=stages, **{key: value for key, value in content.items() if value is not None})
 
 
-def _image(values: Any) -> ImageConfig:
-    """The `image:` block, with both of its budgets tried."""
-    image = build(ImageConfig, values, "image")
+def _image(values: dict[str, Any], where: str) -> ImageConfig:
+    """An `image:` block, with both of its budgets tried."""
+    image = build(ImageConfig, values, where)
     for key in ("train_tokens", "eval_tokens"):
         tokens = getattr(image, key)
         if len(tokens) != 2 or not all(isinstance(count, int) for count in tokens):
-            raise CocoaError(f"image.{key}: {list(tokens)} is not [least, most], two whole numbers")
+            raise CocoaError(f"{where}.{key}: {list(tokens)} is not [least, most], two whole numbers")
     image.train()
     image.evaluation()
     return image
 
 
-def build(cls: type[T], values: Any, where: str) -> T:
-    """An instance of a dataclass of ours from a mapping, lists as tuples where the field is one.
-
-    Raises:
-        CocoaError: an unknown key, or a value whose type is not its default's.
-    """
-    values = _mapping(values, where)
-    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    _check_keys(values, known, f"{where}.")
-    for key, f in known.items():
-        if f.default is f.default_factory is dataclasses.MISSING and values.get(key) is None:
-            raise CocoaError(f"{where}.{key}: missing")
-    return cls(**{key: _convert(value, known[key].type, f"{where}.{key}") for key, value in values.items()})
-
-
-def _stage(entry: Any, index: int, data: Mapping[str, Any]) -> Stage:
+def _stage(entry: Any, index: int, data: Mapping[str, Any], image: Mapping[str, Any]) -> Stage:
     """One entry of `stages:`, `name` or `name: {keys}`."""
     if isinstance(entry, str):
         entry = {entry: {}}
-    entry = _mapping(entry, f"stages.{index}")
+    entry = as_mapping(entry, f"stages.{index}")
     if len(entry) != 1:
         raise CocoaError(f"stages.{index}: one stage name with its keys indented below it, got {list(entry)}")
     name, options = next(iter(entry.items()))
     where = f"stages.{name}"
     if name not in STAGES:
-        raise CocoaError(f"stages.{index}: unknown stage {name!r}{_suggest(name, STAGES)}")
-    options = dict(_mapping(options or {}, where))
-    own_data = _mapping(options.pop("data", None) or {}, f"{where}.data")
+        raise CocoaError(f"stages.{index}: unknown stage {name!r}{suggest(name, STAGES)}")
+    options = dict(as_mapping(options or {}, where))
+    own_data = as_mapping(options.pop("data", None) or {}, f"{where}.data")
+    own_image = as_mapping(options.pop("image", None) or {}, f"{where}.image")
     fields = {f.name: f for f in dataclasses.fields(STAGES[name]) if f.init}
     for key in options:
         if key in _GIVEN_ELSEWHERE:
             raise CocoaError(f"{where}.{key}: not a stage's to set; use {_GIVEN_ELSEWHERE[key]}")
-    _check_keys(options, [*fields, "data"], f"{where}.")
-    options = {key: _convert(value, fields[key].type, f"{where}.{key}") for key, value in options.items()}
-    return Stage(name, options, build(DataConfig, {**data, **own_data}, "data" if not own_data else f"{where}.data"))
-
-
-def _convert(value: Any, annotation: Any, where: str) -> Any:
-    """A YAML value as the field's annotation wants it; annotations beyond the simple ones pass as they are."""
-    value = str(value) if isinstance(value, Path) else value
-    name = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    kinds = {part.strip() for part in name.replace("typing.", "").split("|")}
-    if value is None and "None" in kinds:
-        return None
-    if any(kind.startswith("tuple") for kind in kinds):
-        return tuple(_list(value, where))
-    if "list[str]" in kinds and isinstance(value, (list, tuple)):
-        return [_convert(item, "str", where) for item in value]
-    kinds.discard("list[str]")
-    if kinds <= {"int", "float", "bool", "str", "None"}:
-        if "float" in kinds and isinstance(value, str) and "str" not in kinds:
-            try:
-                return float(value)  # YAML reads 2e-5, without a dot, as text
-            except ValueError:
-                pass
-        allowed: tuple[type, ...] = tuple(
-            kind for name, kind in {"int": int, "float": float, "bool": bool, "str": str}.items() if name in kinds
-        )
-        if float in allowed and isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-            raise CocoaError(f"{where}: {value!r} is not {' or '.join(sorted(kinds - {'None'}))}")
-    return value
+    check_keys(options, [*fields, "data", "image"], f"{where}.")
+    options = {key: convert(value, fields[key].type, f"{where}.{key}") for key, value in options.items()}
+    stage_data = build(DataConfig, {**data, **own_data}, f"{where}.data" if own_data else "data")
+    stage_image = _image({**image, **own_image}, f"{where}.image" if own_image else "image")
+    return Stage(name, options, stage_data, stage_image)
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:
@@ -291,35 +257,8 @@ def _stage_of(stages: list[Any], part: str, where: str) -> dict[str, Any]:
     for index, entry in enumerate(stages):
         if isinstance(entry, str):
             stages[index] = entry = {entry: {}}
-        name = next(iter(_mapping(entry, f"stages.{index}")), None)
+        name = next(iter(as_mapping(entry, f"stages.{index}")), None)
         if part in (name, str(index)):
-            entry[name] = _mapping(entry.get(name) or {}, f"stages.{name}")
+            entry[name] = as_mapping(entry.get(name) or {}, f"stages.{name}")
             return entry[name]
     raise CocoaError(f"{where}: the recipe has no such stage")
-
-
-def _check_keys(values: Iterable[str], known: Iterable[str], where: str) -> None:
-    known = list(known)
-    for key in values:
-        if key not in known:
-            raise CocoaError(f"{where}{key}: unknown key{_suggest(key, known)}")
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=1)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f"; there are: {', '.join(known)}" if len(known) < 20 else ""
-
-
-def _mapping(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        raise CocoaError(f"{where}: a mapping of keys is needed, got {value!r}")
-    return dict(value)
-
-
-def _list(value: Any, where: str) -> list[Any]:
-    if not isinstance(value, (list, tuple)):
-        raise CocoaError(f"{where}: a list is needed, got {value!r}")
-    return list(value)

@@ -65,19 +65,22 @@ class PatchDecoder(nn.Module):
     it is thrown away after the stage.
 
     Args:
-        language_model: the backbone's text model; its middle layer is copied, nothing of it is shared.
+        language_model: the backbone's text model; its middle layer is copied, in float32 and without
+            adapters; nothing is shared.
         unit_size: pixel values of one merged token (4 x 1176 for Qwen2-VL).
     """
 
     def __init__(self, language_model: Any, unit_size: int) -> None:
         super().__init__()
-        layers = language_model.layers
-        self.layer: nn.Module = copy.deepcopy(layers[len(layers) // 2]).requires_grad_(True)
+        config = language_model.config
+        middle = language_model.layers[len(language_model.layers) // 2]
+        # The plain weights, also where adapters are in place by now.
+        weights = {n.replace(".base_layer.", "."): w for n, w in middle.state_dict().items() if "lora_" not in n}
+        with torch.device(next(middle.parameters()).device):
+            self.layer: nn.Module = type(middle)(config, layer_idx=0)
+            self.to_pixels = nn.Linear(config.hidden_size, unit_size)
+        self.layer.load_state_dict(weights)
         self.rotary: nn.Module = copy.deepcopy(language_model.rotary_emb)
-        weight = next(self.layer.parameters())
-        self.to_pixels = nn.Linear(
-            language_model.config.hidden_size, unit_size, device=weight.device, dtype=weight.dtype
-        )
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor, position_ids: Tensor, hidden_units: Tensor

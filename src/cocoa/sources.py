@@ -17,8 +17,8 @@ from typing import Any
 
 from cocoa.catalogue import NEGATIVE_COLUMNS, TRAIN_COLUMNS, pair_reader
 from cocoa.errors import CocoaError
-from cocoa.mmeb import list_subsets, read_train, sample_rows, select_subsets
-from cocoa.pairs import Pair, PairSet, Side
+from cocoa.mmeb import list_subsets, read_train, select_subsets
+from cocoa.pairs import Pair, PairSet, Side, sample_rows
 
 SIDE_KEYS = ("text", "image", "instruction")
 CSV_COLUMNS = tuple(f"{side}_{key}" for side in ("query", "target") for key in SIDE_KEYS)

@@ -50,8 +50,8 @@ class InPoolEvaluator(BaseEvaluator):
     def _hit_at_1(self, model: SentenceTransformer, pairs: list[Pair]) -> float:
         targets = {pair.target.content_id(): pair.target for pair in pairs}
         column = {content_id: i for i, content_id in enumerate(targets)}
-        queries = embed(model, self.backbone, [pair.query for pair in pairs], self.batch_size)
-        pool = embed(model, self.backbone, list(targets.values()), self.batch_size)
+        queries = embed(model, self.backbone.images, [pair.query for pair in pairs], self.batch_size)
+        pool = embed(model, self.backbone.images, list(targets.values()), self.batch_size)
         own = torch.tensor([column[pair.target.content_id()] for pair in pairs])
         scores = queries @ pool.T  # (queries, targets)
         positive = scores.gather(1, own[:, None])

@@ -22,7 +22,7 @@ from cocoa.backbone import Attention, Backbone
 from cocoa.checkpoint import as_sentence_transformer
 from cocoa.errors import CocoaError
 from cocoa.pairs import Pair, Side
-from cocoa.stages.training import GlobalBatchSampler, StageArguments, StageTrainer
+from cocoa.stages.training import GlobalBatchSampler, StageArguments, StageTrainer, check_range
 from cocoa.validation import InPoolEvaluator
 
 NAME = "contrastive"
@@ -57,6 +57,9 @@ class ContrastiveArguments(StageArguments, SentenceTransformerTrainingArguments)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_range("temperature", self.temperature, 0)
+        check_range("mini_batch_size", self.mini_batch_size, 0)
+        check_range("sub_batch_size", self.sub_batch_size, 0)
         if self.gradient_accumulation_steps != 1:
             raise CocoaError(
                 "contrastive: gradient_accumulation_steps would shrink the pool of negatives; "

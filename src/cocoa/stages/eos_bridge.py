@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,10 +24,9 @@ from cocoa.stages.reconstruction import (
     ReconstructionArguments,
     ReconstructionTrainer,
     Reconstructor,
-    collate,
     room_for_text,
 )
-from cocoa.stages.training import GlobalBatchSampler
+from cocoa.stages.training import check_range
 
 NAME = "eos_bridge"
 WHOLE_UP_TO = 3
@@ -49,6 +47,7 @@ class EosBridgeArguments(ReconstructionArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_range("text_mask_ratio", self.text_mask_ratio, 0, 1)
         if self.layout not in BRIDGE_LAYOUTS:
             raise CocoaError(f"layout {self.layout!r}: choose one of {', '.join(BRIDGE_LAYOUTS)}")
 
@@ -102,18 +101,5 @@ def build_trainer(backbone: Backbone, rows: Sequence[ContentPair], args: EosBrid
     Raises:
         CocoaError: fewer rows than a batch.
     """
-    return ReconstructionTrainer(
-        name=NAME,
-        model=Reconstructor(backbone, layout=args.layout),
-        args=args,
-        train_dataset=EosBridgeDataset(rows, backbone, args),
-        data_collator=partial(collate, pad_token_id=backbone.tokenizer.pad_token_id),
-        sampler=GlobalBatchSampler(
-            [row.dataset for row in rows],
-            args.batch_size,
-            args.per_device_train_batch_size,
-            args.seed,
-            with_epoch=True,
-        ),
-        weights={"token": 1.0},
-    )
+    model = Reconstructor(backbone, layout=args.layout)
+    return ReconstructionTrainer(NAME, model, EosBridgeDataset(rows, backbone, args), {"token": 1.0})

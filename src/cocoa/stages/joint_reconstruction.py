@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from transformers import set_seed
 
 from cocoa.backbone import Backbone
 from cocoa.corruption import mask_patches, mask_text, row_generator
+from cocoa.errors import CocoaError
 from cocoa.pairs import ContentPair, Side
 from cocoa.reconstruction import PatchDecoder
 from cocoa.stages.reconstruction import (
@@ -24,10 +24,9 @@ from cocoa.stages.reconstruction import (
     ReconstructionArguments,
     ReconstructionTrainer,
     Reconstructor,
-    collate,
     room_for_text,
 )
-from cocoa.stages.training import GlobalBatchSampler
+from cocoa.stages.training import check_range
 
 NAME = "joint_reconstruction"
 
@@ -45,6 +44,13 @@ class JointReconstructionArguments(ReconstructionArguments):
     text_mask_ratio: float = 0.2
     patch_mask_ratio: float = 0.5
     patch_loss_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("text_mask_ratio", self.text_mask_ratio, 0, 1)
+        check_range("patch_mask_ratio", self.patch_mask_ratio, 0, 1)
+        if self.patch_loss_weight < 0:
+            raise CocoaError(f"patch_loss_weight: {self.patch_loss_weight} must be 0 or more")
 
 
 class JointReconstructionDataset(ContentDataset):
@@ -99,22 +105,8 @@ def build_trainer(
         CocoaError: fewer rows than a batch, or no room for text in `max_length`.
     """
     room_for_text(backbone, args.max_length)
-    images = backbone.processor.image_processor
-    unit_size = images.merge_size**2 * 3 * images.temporal_patch_size * images.patch_size**2
     set_seed(args.seed)  # of the decoder's new weights
-    decoder = PatchDecoder(backbone.model.model.language_model, unit_size).float()
-    return ReconstructionTrainer(
-        name=NAME,
-        model=Reconstructor(backbone, patch_decoder=decoder),
-        args=args,
-        train_dataset=JointReconstructionDataset(rows, backbone, args),
-        data_collator=partial(collate, pad_token_id=backbone.tokenizer.pad_token_id),
-        sampler=GlobalBatchSampler(
-            [row.dataset for row in rows],
-            args.batch_size,
-            args.per_device_train_batch_size,
-            args.seed,
-            with_epoch=True,
-        ),
-        weights={"token": 1.0, "patch": args.patch_loss_weight},
-    )
+    decoder = PatchDecoder(backbone.model.model.language_model, backbone.unit_size)
+    model = Reconstructor(backbone, patch_decoder=decoder)
+    weights = {"token": 1.0, "patch": args.patch_loss_weight}
+    return ReconstructionTrainer(NAME, model, JointReconstructionDataset(rows, backbone, args), weights)

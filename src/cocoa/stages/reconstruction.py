@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
+from transformers.trainer_utils import IntervalStrategy
 
 from cocoa.attention import BridgeLayout, bidirectional, eos_bridged
 from cocoa.backbone import Backbone
@@ -18,7 +20,7 @@ from cocoa.corruption import IGNORE_INDEX
 from cocoa.errors import CocoaError
 from cocoa.pairs import ContentPair
 from cocoa.reconstruction import PatchDecoder, masked_next_token_prediction, patch_loss
-from cocoa.stages.training import StageArguments, StageTrainer
+from cocoa.stages.training import GlobalBatchSampler, StageArguments, StageTrainer
 
 Sums = dict[str, tuple[Tensor, Tensor]]
 """Named sums with the counts they are to be divided by."""
@@ -32,6 +34,11 @@ class ReconstructionArguments(StageArguments):
     """
 
     ddp_find_unused_parameters: bool | None = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eval_strategy != IntervalStrategy.NO:
+            raise CocoaError("eval_strategy: only the contrastive stage is validated while it runs; leave it out")
 
 
 class Reconstructor(nn.Module):
@@ -117,12 +124,24 @@ class ReconstructionTrainer(StageTrainer):
     Logs the mean of every term: `token_loss`, `token_accuracy`, `patch_loss`, `first_loss`.
 
     Args:
+        name: of the stage.
+        model: what is trained.
+        dataset: rows, encoded and corrupted.
         weights: weight of each loss term that is trained on.
-        **kwargs: of `StageTrainer`.
     """
 
-    def __init__(self, *, weights: dict[str, float], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, name: str, model: Reconstructor, dataset: ContentDataset, weights: dict[str, float]) -> None:
+        args = dataset.args
+        datasets = [row.dataset for row in dataset.rows]
+        pieces = (args.batch_size, args.per_device_train_batch_size)
+        super().__init__(
+            name=name,
+            model=model,
+            args=args,
+            train_dataset=dataset,
+            data_collator=partial(collate, pad_token_id=dataset.backbone.tokenizer.pad_token_id),
+            sampler=GlobalBatchSampler(datasets, *pieces, args.seed, with_epoch=True),
+        )
         self.weights = weights
         self.loss_is_scaled_for_ga = True
         self._logged: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, device=self.args.device))

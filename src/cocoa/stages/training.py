@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,12 +33,14 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 
 from cocoa.errors import CocoaError
 from cocoa.stages.progress import ProgressLine
 
 logger = logging.getLogger(__name__)
 
+_SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 WEIGHTS_NAME = "trainable.safetensors"
 COMPLETE_NAME = "complete"
 
@@ -72,6 +76,13 @@ class StageArguments(TrainingArguments):
                 "several GPUs in one process are not supported: start with `accelerate launch` or `torchrun`, "
                 "or set CUDA_VISIBLE_DEVICES to one"
             )
+        if self.fsdp or self.deepspeed or any(os.environ.get(name) == "true" for name in _SHARDED):
+            raise CocoaError(
+                "FSDP and DeepSpeed are not supported yet: weights must be whole on each device to be merged and "
+                "saved; use plain data parallelism (accelerate launch --multi_gpu) and gradient_checkpointing"
+            )
+        if self.save_only_model or self.ignore_data_skip:
+            raise CocoaError("save_only_model and ignore_data_skip would make a restart inexact; leave them out")
         parts = self.world_size * self.gradient_accumulation_steps
         if self.batch_size < 1 or self.batch_size % parts:
             raise CocoaError(
@@ -79,6 +90,17 @@ class StageArguments(TrainingArguments):
                 f"{self.gradient_accumulation_steps} accumulation steps; change one of them"
             )
         self.per_device_train_batch_size = self.batch_size // parts
+
+
+def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """Refuse an argument outside (low, high].
+
+    Raises:
+        CocoaError: names the argument and its range.
+    """
+    if not low < value <= high:
+        limit = f"and at most {high:g}" if high < math.inf else ""
+        raise CocoaError(f"{name}: {value} must be above {low:g} {limit}".rstrip())
 
 
 class GlobalBatchSampler(BatchSampler):
@@ -195,9 +217,22 @@ class StageTrainer(Trainer):
     def train_or_resume(self) -> None:
         """Train, from the last complete checkpoint where there is one."""
         last = last_checkpoint(Path(self.args.output_dir))
-        if last is not None:
-            logger.info("resuming from %s", last)
-        self.train(resume_from_checkpoint=str(last) if last else None)
+        if last is None:
+            self.train()
+            return
+        state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
+        logger.info("resuming from %s", last)
+        if state.global_step < self.total_steps():
+            self.train(resume_from_checkpoint=str(last))
+        else:  # stopped after its last step; the library would take one more
+            self._load_from_checkpoint(str(last))
+            self.state = state
+
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        return math.ceil(self.args.num_train_epochs * self.sampler.steps_per_epoch)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
