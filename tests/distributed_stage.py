@@ -1,5 +1,6 @@
 """Trains one stage for a few steps and saves what it trained: run by `test_distributed.py` on 1 and 2 processes."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,17 +13,28 @@ from cocoa.backbone import load_backbone
 from cocoa.inputs import ImageBudget
 from cocoa.stages.training import trainable
 
-stage, backbone_path, folder, resume_at = sys.argv[1:]
+stage, backbone_path, folder, resume_at, steps = sys.argv[1:]
 torch.set_num_threads(1)
 torch.manual_seed(0)
 backbone = load_backbone(backbone_path, ImageBudget((4, 16)), attention="bidirectional")
 with_adapters(backbone, dropout=0.0)
-options = {"max_steps": 3}
+# Plain SGD without clipping: AdamW and clipping would hide a wrong scale of the loss.
+options = {
+    "max_steps": int(steps),
+    "optim": "sgd",
+    "max_grad_norm": 0.0,
+    "learning_rate": 0.5,
+    "lr_scheduler_type": "constant",
+}
+options |= {"warmup_steps": 0}
 if int(resume_at):
     options |= {"max_steps": 6, "save_strategy": "steps", "save_steps": int(resume_at)}
 trainer = make_trainer(stage, backbone, Path(folder) / "trainer", **options)
-trainer.train_or_resume()
+if int(steps):
+    trainer.train_or_resume()
 if trainer.is_world_process_zero():
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    (Path(folder) / "losses.json").write_text(json.dumps(losses))
     save_file(
         {name: p.detach().contiguous() for name, p in trainable(trainer.model)}, Path(folder) / "trained.safetensors"
     )

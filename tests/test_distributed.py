@@ -1,5 +1,6 @@
 """Two gloo processes give the weights that one gives, in every stage."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ SCRIPT = Path(__file__).parent / "distributed_stage.py"
 pytestmark = pytest.mark.slow
 
 
-def train(processes, stage, backbone, folder, save_at=0):
+def train(processes, stage, backbone, folder, save_at=0, steps=3):
     folder.mkdir(exist_ok=True)
     command = [sys.executable]
     if processes > 1:
@@ -27,7 +28,7 @@ def train(processes, stage, backbone, folder, save_at=0):
             "--nproc-per-node",
             str(processes),
         ]
-    command += [str(SCRIPT), stage, str(backbone), str(folder), str(save_at)]
+    command += [str(SCRIPT), stage, str(backbone), str(folder), str(save_at), str(steps)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -44,7 +45,12 @@ def test_two_processes_equal_one(tiny_backbone_path, tmp_path, stage):
     backbone = tiny_backbone_path()
     one = train(1, stage, backbone, tmp_path / "one")
     two = train(2, stage, backbone, tmp_path / "two")
-    assert distance(one, two) < 2e-5
+    start = train(1, stage, backbone, tmp_path / "start", steps=0)
+    moved = distance(one, start)
+    assert moved > 1e-3
+    assert distance(one, two) < 1e-3 * moved
+    losses = [json.loads((tmp_path / name / "losses.json").read_text()) for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_two_processes_resume_in_a_later_epoch(tiny_backbone_path, tmp_path):

@@ -1,15 +1,22 @@
 """What every stage's training promises: order by seed alone, exact restarts, a global batch."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers.base.modules.transformer import Transformer
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from toy import arguments, content_rows, toy_pairs, with_adapters
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
+from cocoa.checkpoint import as_sentence_transformer, embed
 from cocoa.errors import CocoaError
+from cocoa.pairs import Side
 from cocoa.stages import contrastive, eos_bridge, joint_reconstruction
-from cocoa.stages.training import GlobalBatchSampler, StageArguments, last_checkpoint, trainable
+from cocoa.stages.reconstruction import ReconstructionTrainer
+from cocoa.stages.training import GlobalBatchSampler, StageArguments, StageTrainer, last_checkpoint, trainable
 
 STAGES = ["joint_reconstruction", "eos_bridge", "contrastive"]
 
@@ -217,3 +224,102 @@ def test_trainer_checkpoints_hold_no_pickled_arguments(tiny_backbone, tmp_path):
         "eos_bridge", tiny_backbone(), tmp_path, max_steps=2, save_strategy="steps", save_steps=2
     ).train_or_resume()
     assert not list(tmp_path.glob("**/training_args.bin"))
+
+
+# ------------------------------------------------------------------------------------- what is wired to what
+
+
+def logged(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def test_patch_loss_weight_is_used(tiny_backbone, tmp_path):
+    trainer = make_trainer("joint_reconstruction", tiny_backbone(), tmp_path, max_steps=1, patch_loss_weight=3.0)
+    trainer.train_or_resume()
+    expected = logged(trainer, "token_loss")[0] + 3 * logged(trainer, "patch_loss")[0]
+    assert logged(trainer, "loss")[0] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(("temperature", "masked"), [(0.5, True), (0.5, False), (0.05, True)])
+def test_temperature_and_equal_targets_are_used(tiny_backbone, tmp_path, temperature, masked):
+    """Four rows of two targets: the loss by hand from the embeddings before the step."""
+    pairs = [replace(pair, target=toy_pairs(2)[i % 2].target) for i, pair in enumerate(toy_pairs(4))]
+    options = {"temperature": temperature, "mask_equal_targets": masked, "batch_size": 4, "max_steps": 1}
+    args = arguments(contrastive.ContrastiveArguments, tmp_path, **options)
+    trainer = contrastive.build_trainer(tiny_backbone(), pairs, [], args)
+    backbone = tiny_backbone()
+    model = as_sentence_transformer(backbone)
+    queries, targets = (
+        embed(model, backbone.images, [getattr(pair, side) for pair in pairs]) for side in ("query", "target")
+    )
+    logits = queries @ targets.T / temperature
+    if masked:
+        ids = torch.tensor([pair.target.content_id() for pair in pairs])
+        logits[(ids[:, None] == ids) & ~torch.eye(4, dtype=torch.bool)] = -torch.inf
+    trainer.train_or_resume()
+    expected = torch.nn.functional.cross_entropy(logits, torch.arange(4)).item()
+    assert logged(trainer, "loss")[0] == pytest.approx(expected, abs=1e-3)
+
+
+def test_contrastive_rows_obey_max_length(tiny_backbone, tmp_path):
+    backbone = tiny_backbone()
+    pair = replace(toy_pairs(1)[0], target=Side("Find it.", "coffee " * 200))
+    args = arguments(contrastive.ContrastiveArguments, tmp_path, max_length=30)
+    row = contrastive.PairDataset([pair], backbone, args)[0]
+    ids = backbone.processor.apply_chat_template([row["target"]], tokenize=True, return_dict=True)["input_ids"][0]
+    assert len(ids) <= 30 and ids[-1] == backbone.eos_token_id
+
+
+def test_the_patch_decoder_is_plain_where_adapters_are_in_place(tiny_backbone, tmp_path):
+    backbone = tiny_backbone()
+    middle = backbone.model.model.language_model.layers[1].self_attn.q_proj.weight.detach().clone()
+    with_adapters(backbone)
+    decoder = make_trainer("joint_reconstruction", backbone, tmp_path).model.patch_decoder
+    assert not [name for name, _ in decoder.named_modules() if "lora" in name]
+    assert torch.equal(decoder.layer.self_attn.q_proj.weight, middle)
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in decoder.parameters())
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_finished_training_takes_no_step_when_started_again(tiny_backbone, tmp_path, stage):
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
+    first = make_trainer(stage, tiny_backbone(), tmp_path, **options)
+    first.train_or_resume()
+    again = make_trainer(stage, tiny_backbone(), tmp_path, **options)
+    again.train_or_resume()
+    assert again.state.global_step == 2
+    assert distance(weights(first), weights(again)) == 0
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "message"),
+    [
+        (eos_bridge.EosBridgeArguments, {"text_mask_ratio": 0.0}, "text_mask_ratio: 0.0 must be above 0 and at most 1"),
+        (joint_reconstruction.JointReconstructionArguments, {"patch_mask_ratio": 1.5}, "patch_mask_ratio: 1.5"),
+        (eos_bridge.EosBridgeArguments, {"eval_strategy": "steps"}, "eval_strategy: only the contrastive stage"),
+        (contrastive.ContrastiveArguments, {"temperature": 0.0}, "temperature: 0.0 must be above 0"),
+        (contrastive.ContrastiveArguments, {"mini_batch_size": 0}, "mini_batch_size: 0"),
+        (contrastive.ContrastiveArguments, {"sub_batch_size": 0}, "sub_batch_size: 0"),
+        (eos_bridge.EosBridgeArguments, {"layout": "loose"}, "layout 'loose': choose one of published, strict"),
+        (eos_bridge.EosBridgeArguments, {"save_only_model": True}, "would make a restart inexact"),
+        (eos_bridge.EosBridgeArguments, {"fsdp": True}, "FSDP and DeepSpeed are not supported yet"),
+    ],
+)
+def test_values_out_of_range_are_mistakes(tmp_path, cls, options, message):
+    with pytest.raises(CocoaError, match=message):
+        arguments(cls, tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("parent", "child", "names"),
+    [
+        (Trainer, StageTrainer, ["get_train_dataloader", "_save", "_load_from_checkpoint", "_save_checkpoint"]),
+        (Trainer, ReconstructionTrainer, ["_get_num_items_in_batch", "compute_loss", "log"]),
+        (CachedMultipleNegativesRankingLoss, contrastive.EqualTargetsLoss, ["calculate_loss", "get_config_dict"]),
+        (SentenceTransformerTrainer, contrastive.ContrastiveTrainer, ["add_model_card_callback"]),
+        (Transformer, Transformer, ["_load_model"]),
+    ],
+)
+def test_what_we_override_is_there_to_be_overridden(parent, child, names):
+    """A hook that a library renames would silently stop being called."""
+    assert all(callable(getattr(parent, name, None)) and callable(getattr(child, name)) for name in names)

@@ -83,13 +83,14 @@ def evaluate(
     output: Annotated[Path, typer.Option(help="Where score files are written.")],
     subsets: Annotated[list[str] | None, typer.Option(metavar="A B ...", help="Data sets to score; else all.")] = None,
     batch_size: Annotated[int, typer.Option(help="Inputs encoded at once.")] = 8,
+    image_root: Annotated[Path | None, typer.Option(help="What image paths are relative to, if not DATA.")] = None,
 ) -> None:
     """Score a model: hit@1 of each data set, and the averages."""
     from cocoa.evaluation import evaluate as run
 
     if more_subsets and not subsets:  # `--subsets A B` puts B among the arguments
         raise CocoaError(f"evaluate: unexpected argument {more_subsets[0]!r}; name data sets after --subsets")
-    result = run(model, data, output, [*(subsets or []), *(more_subsets or [])] or "all", batch_size)
+    result = run(model, data, output, [*(subsets or []), *(more_subsets or [])] or "all", batch_size, image_root)
     console.print(score_table({Path(model).name: result}))
     console.print(f"score files: {escape(str(output))}", soft_wrap=True)
 
@@ -99,7 +100,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/demo"),
     backbone: Annotated[str, typer.Option(help="tiny-qwen2-vl or tiny-qwen2.5-vl.")] = "tiny-qwen2-vl",
 ) -> None:
-    """See the whole pipeline run, in a minute, on a few photographs and a tiny random backbone."""
+    """See the whole pipeline run, in a few minutes, on a few photographs and a tiny random backbone."""
     from cocoa.demo import run
 
     scores = run(output, backbone)

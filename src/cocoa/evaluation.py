@@ -76,7 +76,12 @@ def _model_file(model: str | Path, name: str) -> Path | None:
 
 
 def evaluate(
-    model: str | Path, data: str | Path, output: str | Path, subsets: str | Sequence[str] = "all", batch_size: int = 8
+    model: str | Path,
+    data: str | Path,
+    output: str | Path,
+    subsets: str | Sequence[str] = "all",
+    batch_size: int = 8,
+    image_root: str | Path | None = None,
 ) -> dict[str, Any]:
     """Score a model on a folder in MMEB-eval's layout.
 
@@ -89,6 +94,7 @@ def evaluate(
         output: made where it does not exist.
         subsets: `all`, or names of data sets.
         batch_size: inputs encoded at once.
+        image_root: what image paths are relative to; by default `data`, or `images` or `eval_images` in it.
 
     Returns:
         The summary.
@@ -96,7 +102,7 @@ def evaluate(
     Raises:
         CocoaError: a mistake in the data or the model's name, or an embedding that is not finite.
     """
-    found = read_eval(data, subsets)
+    found = read_eval(data, subsets, image_root=image_root)
     check_eval_images(found)
     embedder = load_embedder(model)
     numbers: dict[tuple[str, Any], int] = {}

@@ -81,7 +81,8 @@ def _read_split(folder: Path, split: str, needed: Sequence[str], optional: Seque
                 missing = [name for name in needed if name not in file.schema_arrow.names]
                 if missing:
                     raise CocoaError(
-                        f"{path}: no column {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}"
+                        f"{path}: no column {', '.join(missing)}; it has {', '.join(file.schema_arrow.names)}; "
+                        "rename its columns, or download it again"
                     )
                 columns = [name for name in (*needed, *optional) if name in file.schema_arrow.names]
                 tables.append(file.read(columns=columns))

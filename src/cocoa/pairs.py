@@ -260,5 +260,6 @@ def check_image_files(images: Iterable[tuple[str, str, int]]) -> None:
         path, dataset, row = missing[0]
         raise CocoaError(
             f"{path}: no such image file (data set {dataset}, row {row}); {len(missing)} of {len(seen)} are "
-            f"missing; unpack the data set's images, or name the folder that holds them as `data.image_root`"
+            f"missing; unpack the data set's images, or name the folder that holds them (`data.image_root`, or "
+            f"--image-root of cocoa evaluate)"
         )

@@ -145,7 +145,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CocoaError(f"{path}: no such recipe") from None
+        raise CocoaError(f"{path}: no such recipe; recipes/ has some to start from") from None
     except OSError as error:
         raise CocoaError(f"{path}: cannot be read ({error.strerror}); name a recipe file") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
