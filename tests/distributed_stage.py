@@ -13,28 +13,33 @@ from cocoa.backbone import load_backbone
 from cocoa.inputs import ImageBudget
 from cocoa.stages.training import trainable
 
-stage, backbone_path, folder, resume_at, steps = sys.argv[1:]
+
+def save(folder, name):
+    weights = {name: p.detach().contiguous() for name, p in trainable(trainer.model)}
+    save_file(weights, Path(folder) / f"{name}.safetensors")
+
+
+stage, backbone_path, folder, resume_at = sys.argv[1:]
 torch.set_num_threads(1)
 torch.manual_seed(0)
 backbone = load_backbone(backbone_path, ImageBudget((4, 16)), attention="bidirectional")
 with_adapters(backbone, dropout=0.0)
 # Plain SGD without clipping: AdamW and clipping would hide a wrong scale of the loss.
 options = {
-    "max_steps": int(steps),
+    "max_steps": 3,
     "optim": "sgd",
     "max_grad_norm": 0.0,
     "learning_rate": 0.5,
     "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
 }
-options |= {"warmup_steps": 0}
 if int(resume_at):
     options |= {"max_steps": 6, "save_strategy": "steps", "save_steps": int(resume_at)}
 trainer = make_trainer(stage, backbone, Path(folder) / "trainer", **options)
-if int(steps):
-    trainer.train_or_resume()
+if trainer.is_world_process_zero():
+    save(folder, "start")
+trainer.train_or_resume()
 if trainer.is_world_process_zero():
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     (Path(folder) / "losses.json").write_text(json.dumps(losses))
-    save_file(
-        {name: p.detach().contiguous() for name, p in trainable(trainer.model)}, Path(folder) / "trained.safetensors"
-    )
+    save(folder, "trained")
