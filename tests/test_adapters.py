@@ -243,3 +243,14 @@ def test_the_adapter_folder_reloads_on_the_original_backbone(variant, tiny_backb
     torch.testing.assert_close(reloaded_states, states, atol=1e-6, rtol=0)
     torch.testing.assert_close(reloaded_logits, logits, atol=1e-6, rtol=0)
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
+
+
+@pytest.mark.parametrize("values", [{"r": 0}, {"dropout": 1.0}])
+def test_values_out_of_range_are_mistakes(values):
+    with pytest.raises(CocoaError, match="lora: r"):
+        Lora(**values)
+
+
+def test_an_unknown_initialisation_is_a_mistake(tiny_backbone):
+    with pytest.raises(CocoaError, match="lora: "):
+        add_adapters(tiny_backbone().model, Lora(init="zeros"), [])

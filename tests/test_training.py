@@ -87,7 +87,7 @@ def test_mistakes_in_batch_sizes():
     with pytest.raises(CocoaError, match="batch_size 16 is more than the 8 rows"):
         GlobalBatchSampler(["a"] * 8, 16, 16, seed=1)
     with pytest.raises(CocoaError, match="batch_size 16 does not divide by sub_batch_size 5"):
-        GlobalBatchSampler(["a"] * 80, 16, 16, seed=1, sub_batch_size=5)
+        arguments(contrastive.ContrastiveArguments, "unused", batch_size=16, sub_batch_size=5)
     with pytest.raises(CocoaError, match="batch_size 10 does not divide by 1 devices x 4 accumulation steps"):
         arguments(StageArguments, "unused", batch_size=10, gradient_accumulation_steps=4)
 

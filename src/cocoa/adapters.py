@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -37,7 +37,11 @@ class Lora:
     dora: bool = True
     init: str | bool = "gaussian"
     text: tuple[str, ...] = TEXT_PROJECTIONS
-    vision: tuple[str, ...] = field(default=())
+    vision: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.r < 1 or not 0 <= self.dropout < 1:
+            raise CocoaError(f"lora: r {self.r} must be 1 or more, and dropout {self.dropout} from 0 to below 1")
 
 
 def adapted_layers(model: nn.Module, lora: Lora) -> dict[str, list[str]]:
@@ -94,7 +98,10 @@ def add_adapters(model: PreTrainedModel, lora: Lora, trainable_tokens: list[int]
         target_modules=[path for paths in layers.values() for path in paths],
         trainable_token_indices={"embed_tokens": trainable_tokens} if trainable_tokens else None,
     )
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise CocoaError(f"lora: {str(error).splitlines()[0]}") from error
 
 
 def merge_adapters(adapters: PeftModel, folder: Path) -> PreTrainedModel:

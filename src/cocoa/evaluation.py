@@ -54,6 +54,8 @@ def load_embedder(model: str | Path) -> Embedder:
     Raises:
         CocoaError: neither can be loaded.
     """
+    if Path(model).is_file():
+        raise CocoaError(f"model {model}: a file; give the checkpoint's folder or a hub id")
     if _model_file(model, "modules.json") is not None:
         record = _model_file(model, RECORD_NAME)
         image = read_record(record.parent).get("image", {}) if record else {}

@@ -193,6 +193,7 @@ def hold_out(pairs: Sequence[Pair], rows: int, seed: int) -> tuple[list[Pair], l
     Of each data set `rows` are held out, but at most a fifth. Seed, data set and row number decide which,
     whatever the order and the other data sets. A chosen pair whose content stands in another training row of
     its data set goes back to training, so that no validation pair is trained on under another number.
+    Data sets are not compared with each other: MSCOCO_i2t and _t2i, say, share captions under other image paths.
     """
     by_dataset: dict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:

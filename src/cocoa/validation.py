@@ -53,7 +53,8 @@ class InPoolEvaluator(BaseEvaluator):
         queries = embed(model, self.backbone.images, [pair.query for pair in pairs], self.batch_size)
         pool = embed(model, self.backbone.images, list(targets.values()), self.batch_size)
         own = torch.tensor([column[pair.target.content_id()] for pair in pairs])
-        scores = queries @ pool.T  # (queries, targets)
+        # Row by row: a matrix product rounds equal targets differently by their place.
+        scores = torch.stack([(pool * query).sum(1) for query in queries])  # (queries, targets)
         positive = scores.gather(1, own[:, None])
         rank = (scores >= positive).sum(1)  # itself and every tie
         return (rank == 1).float().mean().item()

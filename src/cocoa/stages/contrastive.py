@@ -60,6 +60,8 @@ class ContrastiveArguments(StageArguments, SentenceTransformerTrainingArguments)
         check_range("temperature", self.temperature, 0)
         check_range("mini_batch_size", self.mini_batch_size, 0)
         check_range("sub_batch_size", self.sub_batch_size, 0)
+        if self.batch_size % self.sub_batch_size:
+            raise CocoaError(f"batch_size {self.batch_size} does not divide by sub_batch_size {self.sub_batch_size}")
         if self.gradient_accumulation_steps != 1:
             raise CocoaError(
                 "contrastive: gradient_accumulation_steps would shrink the pool of negatives; "

@@ -115,11 +115,11 @@ class GlobalBatchSampler(BatchSampler):
         batch_size: rows in a global batch.
         piece_size: rows in a piece.
         seed: of the order.
-        sub_batch_size: 1 shuffles all rows; n fills the batch with runs of n rows of one data set.
+        sub_batch_size: 1 shuffles all rows; n, which divides the batch, fills it with runs of n rows of one data set.
         with_epoch: yield `(epoch, row)` keys, for masks that change with the epoch, instead of rows.
 
     Raises:
-        CocoaError: fewer rows than a batch, or a batch that `sub_batch_size` does not divide.
+        CocoaError: fewer rows than a batch.
     """
 
     def __init__(
@@ -131,8 +131,6 @@ class GlobalBatchSampler(BatchSampler):
         sub_batch_size: int = 1,
         with_epoch: bool = False,
     ) -> None:
-        if batch_size % sub_batch_size:
-            raise CocoaError(f"batch_size {batch_size} does not divide by sub_batch_size {sub_batch_size}")
         self.rows_of: dict[str, list[int]] = defaultdict(list)
         for row, dataset in enumerate(datasets):
             self.rows_of[dataset if sub_batch_size > 1 else ""].append(row)
