@@ -186,7 +186,7 @@ def test_own_pairs_from_jsonl(tmp_path: Path) -> None:
     assert first == Pair(Side("Find:", "a"), Side(image=str(tmp_path / "x/b.jpg")), (), "mine", 1)
     assert second.query.image == "/abs.jpg"
     assert second.negatives == (Side(text="n"), Side(image=str(tmp_path / "m.jpg")))
-    assert read_file(path, image_root="/root").pairs[0].target.image == "/root/x/b.jpg"
+    assert read_file(path, image_root="/pictures").pairs[0].target.image == "/pictures/x/b.jpg"
 
 
 @pytest.mark.parametrize("as_list", [True, False])

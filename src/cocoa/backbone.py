@@ -8,7 +8,6 @@ saved in the stock files.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -30,8 +29,6 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget, chat_messages, inert, most_tokens
 from cocoa.pairs import Side
-
-logger = logging.getLogger(__name__)
 
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     "qwen2_vl": Qwen2VLForConditionalGeneration,
@@ -128,14 +125,17 @@ class Backbone:
                 return escaped
             escaped = escaped[: encoded["offset_mapping"][tokens][0]].rstrip()
 
+    def room(self, image: bool, max_length: int) -> int:
+        """Tokens left of `max_length` beside EOS and, if any, the largest image with its two markers."""
+        return max_length - 1 - (self.images.tokens[1] + 2 if image else 0)
+
     def fit_text(self, side: Side, max_length: int) -> Side:
         """The side with its text shortened so that image, instruction, text and EOS fit into `max_length`.
 
         Raises:
             CocoaError: image and instruction alone do not fit.
         """
-        markers = 1 if side.image is None else self.images.tokens[1] + 3
-        room = max_length - markers
+        room = self.room(side.image is not None, max_length)
         if most_tokens(side.prompt()) <= room:
             return side
         instruction = inert(side.instruction)
@@ -146,7 +146,7 @@ class Backbone:
 
     def fits(self, side: Side, max_length: int) -> bool:
         """Whether image and instruction leave room for text, or need none."""
-        room = max_length - (1 if side.image is None else self.images.tokens[1] + 3)
+        room = self.room(side.image is not None, max_length)
         return room >= 0 and (
             most_tokens(side.instruction) < room or len(self.encode_text(side.instruction)) + bool(side.text) <= room
         )

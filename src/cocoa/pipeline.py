@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from cocoa.backbone import Backbone, load_backbone
 from cocoa.catalogue import stage_rows
 from cocoa.checkpoint import as_sentence_transformer, embed, read_record, save_checkpoint
 from cocoa.errors import CocoaError
-from cocoa.pairs import ContentPair, Pair, Side, check_images, hold_out, limit_rows
+from cocoa.pairs import ContentPair, Pair, Side, check_image_files, check_images, hold_out, limit_rows
 from cocoa.recipe import DTYPES, Recipe, Stage
 from cocoa.sources import load_pairs
 from cocoa.stages import contrastive, eos_bridge, joint_reconstruction
@@ -177,16 +177,13 @@ def stage_data(stage: Stage, backbone: Backbone, args: StageArguments) -> StageD
             data.rows = kept
         for dataset, counts in reasons.items():
             left_out.setdefault(dataset, Counter()).update(counts)
-        check_images(row_pairs(data.rows))
+        check_image_files(
+            (row.side.image, row.dataset, row.row) for row in data.rows if isinstance(row.side.image, str)
+        )
     if not data.datasets():
         reasons_text = "; ".join(f"{d}: {dict(r)}" for d, r in left_out.items()) or "the data is empty"
         raise CocoaError(f"stages.{stage.name}: no row of the data can be used ({reasons_text})")
     return data
-
-
-def row_pairs(rows: Sequence[ContentPair]) -> list[Pair]:
-    """Content rows as pairs, for checks that read pairs."""
-    return [Pair(row.side, Side(), dataset=row.dataset, row=row.row) for row in rows]
 
 
 def build_trainer(stage: Stage, backbone: Backbone, data: StageData, args: StageArguments) -> StageTrainer:
@@ -208,8 +205,7 @@ def build_trainer(stage: Stage, backbone: Backbone, data: StageData, args: Stage
 
 def probes(data: StageData) -> list[Side]:
     """A few inputs of the stage, to compare embeddings before and after the merge."""
-    sides = [row.side for row in data.rows[:PROBES]] or [pair.query for pair in data.pairs[:PROBES]]
-    return sides
+    return [row.side for row in data.rows[:PROBES]] or [pair.query for pair in data.pairs[:PROBES]]
 
 
 def _process() -> PartialState:

@@ -220,7 +220,7 @@ def room_for_text(backbone: Backbone, max_length: int) -> int:
     Raises:
         CocoaError: none are left.
     """
-    room = max_length - backbone.images.tokens[1] - 3
+    room = backbone.room(True, max_length)
     if room < 1:
         raise CocoaError(
             f"max_length {max_length} leaves no room for text beside an image of up to {backbone.images.tokens[1]} "
