@@ -48,7 +48,10 @@ def uncached_loss(model, features, labels, mask_equal_targets):
 
 @pytest.mark.parametrize("mask_equal_targets", [True, False])
 @pytest.mark.parametrize("negatives", [0, 1])
-def test_cached_equals_uncached_gradients(tiny_backbone, tmp_path, mask_equal_targets, negatives):
+@pytest.mark.parametrize(("mini_batch_size", "passes"), [(2, 3 * 2), (6, 1)])
+def test_cached_equals_uncached_gradients(
+    tiny_backbone, tmp_path, mask_equal_targets, negatives, mini_batch_size, passes
+):
     pairs = toy_pairs(6, negatives)
     pairs[3] = Pair(pairs[3].query, pairs[0].target, (), "toy0", 3)  # an equal target, and no negative of its own
     backbone = tiny_backbone()
@@ -63,9 +66,12 @@ def test_cached_equals_uncached_gradients(tiny_backbone, tmp_path, mask_equal_ta
     expected.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    cached = EqualTargetsLoss(model, mask_equal_targets, scale=1 / TEMPERATURE, mini_batch_size=2)
-    loss = cached(features_of(model, rows.values()), labels)
+    cached = EqualTargetsLoss(model, mask_equal_targets, scale=1 / TEMPERATURE, mini_batch_size=mini_batch_size)
+    features, forwards = features_of(model, rows.values()), []
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    loss = cached(features, labels)
     loss.backward()
+    assert len(forwards) == passes * len(features)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
     assert gradients
     for name, p in model.named_parameters():
@@ -108,10 +114,11 @@ def test_rows_render_as_plain_sentence_transformers_does(tiny_backbone, tmp_path
         assert torch.equal(trained[key], served[key]), key
 
 
-def test_a_batch_may_mix_rows_with_and_without_images(tiny_backbone, tmp_path):
+@pytest.mark.parametrize("size", [3, 8])
+def test_a_batch_may_mix_rows_with_and_without_images(tiny_backbone, tmp_path, size):
     pairs = toy_pairs(8)
     pairs = [Pair(p.target, p.query, (), "toy0", p.row) if p.row % 2 else p for p in pairs]
-    trainer = build_trainer(tiny_backbone(), pairs, [], arguments(ContrastiveArguments, tmp_path, mini_batch_size=3))
+    trainer = build_trainer(tiny_backbone(), pairs, [], arguments(ContrastiveArguments, tmp_path, mini_batch_size=size))
     trainer.train_or_resume()
     assert trainer.state.global_step == 4
 

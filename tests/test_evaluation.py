@@ -136,6 +136,15 @@ def test_what_is_missing_is_named_and_own_data_sets_stand_alone():
     assert averages["Retrieval"]["hit@1"] is None and len(averages["Retrieval"]["missing"]) == 12
 
 
+def test_scenes_are_averaged_over_their_own_table():
+    table = mmeb_datasets("scenes")
+    scores = {entry.name: {"hit@1": 0.2 if entry.ood else 0.6} for entry in table.values()}
+    averages = summary(scores)["averages"]
+    assert averages["All"]["hit@1"] == pytest.approx(40) and averages["All"]["of"] == len(table)
+    assert (averages["IND"]["hit@1"], averages["OOD"]["hit@1"]) == (pytest.approx(60), pytest.approx(20))
+    assert not averages["Grounding"]["missing"]
+
+
 # ----------------------------------------------------------------------------------------------- whole runs
 
 
@@ -188,6 +197,22 @@ def test_a_run_encodes_each_distinct_input_once_and_writes_its_files(tmp_path, m
     with pytest.raises(CocoaError, match="data set two, row 0: an embedding is not finite"):
         evaluate("planted", data, tmp_path / "scores")
     assert evaluate("planted", data, tmp_path / "scores", ["one"])["datasets"] == {"one": 100}
+
+
+def test_a_run_scores_the_split_that_is_asked_for(tmp_path, monkeypatch):
+    folder = write_texts(tmp_path, {"mine": [("x", ["x", "y"])]})
+    (folder / "mine" / "test-00000-of-00001.parquet").rename(folder / "mine" / "validation-00000-of-00001.parquet")
+    vectors = {"x": [1.0, 0.0], "y": [0.0, 1.0]}
+
+    def embed(self, sides, batch_size=8):
+        return torch.tensor([vectors[side.text] for side in sides])
+
+    monkeypatch.setattr(Embedder, "embed", embed)
+    monkeypatch.setattr(evaluation, "load_embedder", lambda model: Embedder(None, ImageBudget()))
+    found = evaluate("model", folder, tmp_path / "scores", split="validation")
+    assert (found["datasets"], found["split"]) == ({"mine": 100.0}, "validation")
+    with pytest.raises(CocoaError, match="no split 'test'"):
+        evaluate("model", folder, tmp_path / "scores")
 
 
 def test_the_photographs_are_scored_in_every_form(tiny_backbone_path, photo_data, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from PIL import Image
 
 from cocoa import figures
 from cocoa.attention import bidirectional, causal, eos_bridged
@@ -69,10 +70,13 @@ def test_axes_carry_the_tokens_in_order():
 def test_committed_images_are_drawn_again_by_the_command(tmp_path):
     subprocess.run([sys.executable, "-m", "cocoa.figures", str(tmp_path)], check=True)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"attention_layouts.svg", "bridge_paths.svg"}
+    assert names == {"attention_layouts.svg", "bridge_paths.svg", "scenes.png"}
     for name in names:
         assert (IMAGES / name).is_file()
-        assert (tmp_path / name).read_text(encoding="utf-8").rstrip().endswith("</svg>")
+        if name.endswith(".svg"):
+            assert (tmp_path / name).read_text(encoding="utf-8").rstrip().endswith("</svg>")
+    with Image.open(tmp_path / "scenes.png") as drawn:
+        assert drawn.width > 800
 
 
 def test_an_image_is_the_same_bytes_every_time(tmp_path):

@@ -5,9 +5,12 @@ import pytest
 import torch
 from toy import arguments, captions, content_rows, pictures
 
+from cocoa import inputs
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.errors import CocoaError
 from cocoa.pairs import ContentPair, Side
+from cocoa.stages import eos_bridge, joint_reconstruction
+from cocoa.stages.eos_bridge import EosBridgeArguments
 from cocoa.stages.joint_reconstruction import (
     JointReconstructionArguments,
     JointReconstructionDataset,
@@ -102,3 +105,22 @@ def test_a_broken_image_names_its_row(tiny_backbone, tmp_path):
     dataset = JointReconstructionDataset([row], tiny_backbone(), arguments(JointReconstructionArguments, tmp_path))
     with pytest.raises(CocoaError, match=r"row toy/7: .*broken\.jpg: not a readable image"):
         dataset[0, 0]
+
+
+@pytest.mark.parametrize("stage", [joint_reconstruction, eos_bridge])
+def test_kept_inputs_save_encoding_and_change_nothing(tiny_backbone, tmp_path, monkeypatch, stage):
+    cls = {joint_reconstruction: JointReconstructionArguments, eos_bridge: EosBridgeArguments}[stage]
+    weights, encoded = [], []
+    for kept in (False, True):
+        backbone = tiny_backbone()
+        rows, images = content_rows(8, bridge=stage is eos_bridge), []
+        load = inputs.load_image
+        monkeypatch.setattr(
+            inputs, "load_image", lambda image, load=load, images=images: images.append(1) or load(image)
+        )
+        stage.build_trainer(backbone, rows, arguments(cls, tmp_path / str(kept), cache_inputs=kept)).train()
+        monkeypatch.undo()
+        weights.append(backbone.model.state_dict())
+        encoded.append(len(images))
+    assert encoded == [32, 8]  # 4 epochs of 8 rows
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())

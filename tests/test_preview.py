@@ -38,7 +38,7 @@ def make_recipe(backbone, output, train, lora=True, model_type="qwen2_vl", **sta
     own = {
         "joint_reconstruction": {},
         "eos_bridge": {"max_steps": -1, "num_train_epochs": 2, "layout": "strict"},
-        "contrastive": {"mini_batch_size": 4, "sub_batch_size": 4, "data": {"hard_negatives": 1}},
+        "contrastive": {"mini_batch_size": 2, "sub_batch_size": 4, "data": {"hard_negatives": 1}},
     }
     content = {
         "backbone": str(backbone),
@@ -310,12 +310,19 @@ def test_devices_share_batch_and_time(recipe, found):
     two = preview(recipe, tflops=200.0, devices=2)
     for one, half in zip(found.stages, two.stages, strict=True):
         assert half.estimate.hours == pytest.approx(one.estimate.hours)  # twice the devices at half the speed
-        rows = (4, 4) if one.name == "contrastive" else (8, 4)  # mini_batch_size bounds the last stage
+        rows = (2, 2) if one.name == "contrastive" else (8, 4)  # mini_batch_size bounds the last stage
         assert (one.estimate.rows_at_once, half.estimate.rows_at_once) == rows
     with pytest.raises(CocoaError, match=r"joint_reconstruction: batch_size 8 does not divide by 3 devices"):
         preview(recipe, devices=3)
     with pytest.raises(CocoaError, match="tflops"):
         preview(recipe, tflops=0)
+
+
+def test_a_batch_that_fits_is_embedded_once(recipe, found, tmp_path, photo_data):
+    whole = make_recipe(recipe.backbone, tmp_path, photo_data / "MMEB-train", contrastive={"mini_batch_size": 8})
+    once, twice = preview(whole).stages[CONTRASTIVE].estimate, found.stages[CONTRASTIVE].estimate
+    assert once.rows_at_once == 8 * 3  # queries, targets and hard negatives stay in memory together
+    assert once.flops < twice.flops
 
 
 def test_a_stages_own_mistakes_are_named(recipe, tmp_path, photo_data):

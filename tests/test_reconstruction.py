@@ -135,7 +135,7 @@ def test_only_the_state_before_a_hidden_token_gets_a_gradient(states, head):
 
 def test_nothing_hidden_is_no_loss(states, head):
     found = masked_next_token_prediction(states, head, torch.full((4, 5), IGNORE), MASK)
-    assert [len(field) for field in found] == [0, 0, 0, 0]
+    assert [len(field) for field in found] == [0, 0, 0, 0, 0]
     found.losses.sum().backward()
     assert states.grad.abs().sum() == 0
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -37,6 +38,8 @@ MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
 EOS_TOKEN = "<|im_end|>"
 """Ours by name: `<|endoftext|>` is Qwen's padding token. The sources do not settle it."""
 MASK_TOKEN = "<|mask|>"
+EMBEDDED = ("mini-qwen2-vl", "mini-qwen2.5-vl")
+"""Backbones that ship in the package (`data/backbones/`), by the names that recipes call them."""
 
 Attention = Literal["bidirectional", "causal"]
 
@@ -50,12 +53,14 @@ class Backbone:
         processor: tokenizer, image processor and chat template.
         images: the image token budget in force.
         name: the hub id or folder it was loaded from.
+        encoded: what `encode_side` has made of each prompt and image, where it is to be kept; else None.
     """
 
     model: PreTrainedModel
     processor: ProcessorMixin
     images: ImageBudget
     name: str
+    encoded: dict[tuple[str, str | int | None], dict[str, Tensor]] | None = None
 
     @property
     def tokenizer(self) -> Any:
@@ -100,6 +105,10 @@ class Backbone:
             `input_ids` (T,), which ends with the one EOS, and, with an image, `pixel_values`
             (patches, values) and `image_grid_thw` (1, 3).
         """
+        image = id(side.image) if isinstance(side.image, Image.Image) else side.image
+        kept = (side.prompt(), image)
+        if self.encoded is not None and kept in self.encoded:
+            return dict(self.encoded[kept])
         inputs = self.processor.apply_chat_template(
             [self.messages(side)], tokenize=True, return_dict=True, return_tensors="pt"
         )
@@ -107,6 +116,8 @@ class Backbone:
         for key in ("pixel_values", "image_grid_thw"):
             if key in inputs:
                 encoded[key] = inputs[key]
+        if self.encoded is not None:
+            self.encoded[kept] = dict(encoded)
         return encoded
 
     def encode_text(self, text: str) -> list[int]:
@@ -170,7 +181,8 @@ def load_backbone(
     """Load a checkpoint of the Qwen2-VL family for training or embedding.
 
     Args:
-        name: hub id or folder of a Qwen2-VL or Qwen2.5-VL checkpoint, untouched or saved by a stage.
+        name: hub id or folder of a Qwen2-VL or Qwen2.5-VL checkpoint, untouched or saved by a stage, or the
+            name of an embedded one.
         images: image token budget; None keeps what the checkpoint's image processor says.
         dtype: of the weights in memory; `auto` takes the files'.
         attention: set the text model bidirectional or causal; None leaves it as the checkpoint says.
@@ -181,15 +193,16 @@ def load_backbone(
             the mask token, or weights missing from the files.
     """
     name = str(name)
-    config = load_config(name)
+    source = locate(name)
+    config = load_config(source)
     if attention is not None:
         set_attention(config, attention)
     config.use_cache = config.text_config.use_cache = False
     try:
-        processor = AutoProcessor.from_pretrained(name)
+        processor = AutoProcessor.from_pretrained(source)
         if weights:
             model, report = MODEL_CLASSES[config.model_type].from_pretrained(
-                name, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+                source, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
             )
             if missing := sorted(report["missing_keys"]):
                 raise CocoaError(f"{name}: {len(missing)} weights missing from the checkpoint, first {missing[0]}")
@@ -206,6 +219,11 @@ def load_backbone(
     return backbone
 
 
+def locate(name: str) -> str:
+    """Where a backbone is read from: the package's folder of an embedded one, else the name itself."""
+    return str(resources.files("cocoa").joinpath("data/backbones", name)) if name in EMBEDDED else name
+
+
 def load_config(name: str) -> PretrainedConfig:
     """The checkpoint's config, refused where the stages would be silently wrong on it.
 
@@ -216,7 +234,8 @@ def load_config(name: str) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise CocoaError(f"backbone {name}: cannot be read ({reason}); give a hub id or a checkpoint folder") from None
+        remedy = f"give a hub id, a checkpoint folder, or one of {', '.join(EMBEDDED)}"
+        raise CocoaError(f"backbone {name}: cannot be read ({reason}); {remedy}") from None
     if config.model_type not in MODEL_CLASSES:
         raise CocoaError(
             f"backbone {name}: architecture {config.model_type} is not supported; use one of {sorted(MODEL_CLASSES)}"

@@ -1,8 +1,8 @@
-"""The table of MMEB's 36 data sets (`data/mmeb.yaml`): their instructions, and which content feeds a stage.
+"""The tables of data sets (`data/mmeb.yaml`, `scenes.yaml`): their instructions, and which content feeds a stage.
 
 `make_side` is the one place that tells instruction from content, for training and evaluation rows alike, so
-that equal texts render equally; `stage_rows` is what a reconstruction stage calls. A data set that is not one
-of the 36 is read with all their instructions known, and every other text in it is content.
+that equal texts render equally; `stage_rows` is what a reconstruction stage calls. A data set that is in
+neither is read with all their instructions known, and every other text in it is content.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import yaml
 
 from cocoa.pairs import ContentPair, Pair, Side, content_pairs
 
+TABLES = ("mmeb", "scenes")
+"""`data/<table>.yaml`: MMEB's 36 data sets, and those of the embedded world."""
 IMAGE_MARKER = "<|image_1|>"
 CONTENT = "{text}"
 
@@ -36,23 +38,31 @@ class MMEBDataset:
     eos_bridge: str = "off"
 
 
-@cache
-def datasets() -> dict[str, MMEBDataset]:
-    """The 36 data sets of MMEB-V1 by their name in MMEB-eval, in the order of the table."""
-    rows = yaml.safe_load(resources.files("cocoa").joinpath("data/mmeb.yaml").read_text(encoding="utf-8"))
+def datasets(table: str = "mmeb") -> dict[str, MMEBDataset]:
+    """The data sets of a table by their name in MMEB-eval, in its order: the 36 of MMEB-V1, or `scenes`."""
+    return _read_table(table)
+
+
+@cache  # not on `datasets`: with and without the default it would hold two copies
+def _read_table(table: str) -> dict[str, MMEBDataset]:
+    rows = yaml.safe_load(resources.files("cocoa").joinpath(f"data/{table}.yaml").read_text(encoding="utf-8"))
     for row in rows:
         row.update({side: tuple(row.get(side, ())) for side in ("query", "target")})
     return {row["name"]: MMEBDataset(**row) for row in rows}
 
 
 def find_dataset(name: str) -> MMEBDataset | None:
-    """The data set of this name, spelled as in MMEB-eval or MMEB-train; None if it is not one of the 36."""
-    return datasets().get(name) or next((entry for entry in datasets().values() if entry.train_name == name), None)
+    """The data set of this name in a table, spelled as in MMEB-eval or MMEB-train; None if it is in none."""
+    for entry in (entry for table in TABLES for entry in datasets(table).values()):
+        if name in (entry.name, entry.train_name):
+            return entry
+    return None
 
 
 def known_instructions() -> tuple[str, ...]:
-    """Every instruction of the table."""
-    return tuple(sorted({text for entry in datasets().values() for text in entry.query + entry.target}))
+    """Every instruction of the tables."""
+    entries = (entry for table in TABLES for entry in datasets(table).values())
+    return tuple(sorted({text for entry in entries for text in entry.query + entry.target}))
 
 
 def split_instruction(text: str, instructions: Iterable[str]) -> tuple[str, str] | None:
@@ -87,7 +97,7 @@ def make_side(text: str | None, image: str | None, instructions: tuple[str, ...]
         text: instruction and content in one.
         image: the file's path.
         instructions: what this side of the data set may say; none for a side whose text is all content.
-        known: the data set is one of the 36. There a text without a known instruction is a paraphrase of one
+        known: the data set is in a table. There a text without a known instruction is a paraphrase of one
             (split `diverse_instruction`). It is an instruction as a whole where the content is the image
             alone; else it stays whole in `text`, marked as not to be rebuilt. Elsewhere it is content.
     """
@@ -103,7 +113,7 @@ def make_side(text: str | None, image: str | None, instructions: tuple[str, ...]
 
 
 def instructions_of(name: str) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
-    """Is the data set one of the 36, and what may its queries and targets say?"""
+    """Is the data set in a table, and what may its queries and targets say?"""
     entry = find_dataset(name)
     if entry is None:
         return False, known_instructions(), known_instructions()

@@ -20,9 +20,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import load_file_path
 from torch import Tensor
 
-from cocoa.backbone import load_backbone
-from cocoa.catalogue import datasets as mmeb_datasets
-from cocoa.catalogue import find_dataset
+from cocoa.backbone import load_backbone, locate
+from cocoa.catalogue import TABLES, find_dataset
+from cocoa.catalogue import datasets as table_datasets
 from cocoa.checkpoint import RECORD_NAME, as_sentence_transformer, embed, read_record, versions, write_json
 from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget
@@ -54,6 +54,7 @@ def load_embedder(model: str | Path) -> Embedder:
     Raises:
         CocoaError: neither can be loaded.
     """
+    model = locate(str(model))
     if Path(model).is_file():
         raise CocoaError(f"model {model}: a file; give the checkpoint's folder or a hub id")
     if _model_file(model, "modules.json") is not None:
@@ -61,10 +62,12 @@ def load_embedder(model: str | Path) -> Embedder:
         image = read_record(record.parent).get("image", {}) if record else {}
         budget = ImageBudget(tuple(image.get("tokens", DEFAULT_IMAGES.tokens)), image.get("resize", "aspect"))
         return Embedder(SentenceTransformer(str(model)), budget)
-    backbone = load_backbone(model, DEFAULT_IMAGES, "auto", attention="causal")
+    backbone = load_backbone(model, dtype="auto", attention="causal")
+    least, most = backbone.images.tokens
+    backbone.set_image_budget(ImageBudget((least, min(most, DEFAULT_IMAGES.tokens[1]))))
     if torch.cuda.is_available():
         backbone.model.to("cuda")
-    return Embedder(as_sentence_transformer(backbone), DEFAULT_IMAGES)
+    return Embedder(as_sentence_transformer(backbone), backbone.images)
 
 
 def _model_file(model: str | Path, name: str) -> Path | None:
@@ -84,6 +87,7 @@ def evaluate(
     subsets: str | Sequence[str] = "all",
     batch_size: int = 8,
     image_root: str | Path | None = None,
+    split: str = "test",
 ) -> dict[str, Any]:
     """Score a model on a folder in MMEB-eval's layout.
 
@@ -97,6 +101,7 @@ def evaluate(
         subsets: `all`, or names of data sets.
         batch_size: inputs encoded at once.
         image_root: what image paths are relative to; by default `data`, or `images` or `eval_images` in it.
+        split: which files of each data set to read; tune on `validation` where there is one.
 
     Returns:
         The summary.
@@ -104,9 +109,22 @@ def evaluate(
     Raises:
         CocoaError: a mistake in the data or the model's name, or an embedding that is not finite.
     """
-    found = read_eval(data, subsets, image_root=image_root)
+    found = read_eval(data, subsets, split, image_root)
     check_eval_images(found)
     embedder = load_embedder(model)
+    result = score(found, encode(found, embedder, batch_size), Path(output)) | {
+        "model": str(model),
+        "data": str(data),
+        "split": split,
+        "image": {"tokens": list(embedder.images.tokens), "resize": embedder.images.resize},
+        "versions": versions(),
+    }
+    write_json(Path(output) / "summary.json", result)
+    return result
+
+
+def encode(found: Sequence[EvalDataset], embedder: Embedder, batch_size: int = 8) -> list[Tensor]:
+    """Embeddings (inputs, D) of each data set's inputs; what several data sets share is encoded once."""
     numbers: dict[tuple[str, Any], int] = {}
     sides: list[Side] = []
     places: list[np.ndarray] = []
@@ -117,22 +135,23 @@ def evaluate(
         places.append(np.array([numbers[side.prompt(), side.image] for side in dataset.inputs]))
     logger.info("%d data sets, %d distinct inputs", len(found), len(sides))
     embeddings = embedder.embed(sides, batch_size)
+    return [embeddings[place] for place in places]
 
-    output = Path(output)
+
+def score(found: Sequence[EvalDataset], embeddings: Sequence[Tensor], output: Path) -> dict[str, Any]:
+    """The scores' `summary`; each data set's score file is written into `output`.
+
+    Args:
+        found: the data sets.
+        embeddings: (inputs, D) of each.
+        output: made where it does not exist.
+    """
     output.mkdir(parents=True, exist_ok=True)
     scores = {}
-    for dataset, place in zip(found, places, strict=True):
-        ranks = rank(dataset, embeddings[place])
-        scores[dataset.name] = metrics(ranks)
+    for dataset, embedded in zip(found, embeddings, strict=True):
+        scores[dataset.name] = metrics(rank(dataset, embedded))
         write_json(output / f"{dataset.name}_score.json", scores[dataset.name])
-    result = summary(scores) | {
-        "model": str(model),
-        "data": str(data),
-        "image": {"tokens": list(embedder.images.tokens), "resize": embedder.images.resize},
-        "versions": versions(),
-    }
-    write_json(output / "summary.json", result)
-    return result
+    return summary(scores)
 
 
 def rank(dataset: EvalDataset, embeddings: Tensor) -> Tensor:
@@ -181,14 +200,15 @@ def metrics(ranks: Tensor) -> dict[str, float]:
 
 
 def summary(scores: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """hit@1 of every data set and the averages over those of MMEB, each with what is missing from it.
+    """hit@1 of every data set and the averages over its table (MMEB's, else scenes'), each with what is missing.
 
-    An average is the plain mean over data sets, in percent; data sets that are not MMEB's stand alone.
+    An average is the plain mean over data sets, in percent; data sets that are in no table stand alone.
     """
     hits = {name: 100 * score["hit@1"] for name, score in scores.items()}
     known = {entry.name: value for name, value in hits.items() if (entry := find_dataset(name)) is not None}
     groups: dict[str, list[str]] = {}
-    for entry in mmeb_datasets().values():
+    table = next((table for table in TABLES if known.keys() & table_datasets(table).keys()), TABLES[0])
+    for entry in table_datasets(table).values():
         for group in (entry.meta_task, "OOD" if entry.ood else "IND", "All"):
             groups.setdefault(group, []).append(entry.name)
     averages = {}

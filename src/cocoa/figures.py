@@ -1,4 +1,4 @@
-"""Attention maps for the documents, drawn by calling the layout functions themselves.
+"""Attention maps for the documents, drawn by calling the layout functions themselves, and a sheet of scenes.
 
 `python -m cocoa.figures docs/images` draws all of them again.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cocoa.attention import bidirectional, causal, eos_bridged
+from cocoa.scenes.sheet import draw_sheet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,3 +111,4 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
 if __name__ == "__main__":
     draw_layouts(Path(sys.argv[1]) / "attention_layouts.svg")
     draw_bridge_paths(Path(sys.argv[1]) / "bridge_paths.svg")
+    draw_sheet(Path(sys.argv[1]) / "scenes.png")

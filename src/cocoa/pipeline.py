@@ -34,6 +34,7 @@ from cocoa.pairs import ContentPair, Pair, Side, check_image_files, check_images
 from cocoa.recipe import DTYPES, Recipe, Stage
 from cocoa.sources import load_pairs
 from cocoa.stages import contrastive, eos_bridge, joint_reconstruction
+from cocoa.stages.reconstruction import Reconstructor
 from cocoa.stages.training import StageArguments, StageTrainer, last_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -237,6 +238,8 @@ def _finish(
     logger.info("least cosine between embeddings before the merge and as saved: %.6f", cosine)
     backbone.set_image_budget(recipe.image.evaluation())
     save_checkpoint(backbone, partial, {**record, "merge_cosine": cosine})
+    if isinstance(trainer.model, Reconstructor) and trainer.model.patch_decoder is not None:
+        joint_reconstruction.save_patch_decoder(trainer.model.patch_decoder, partial)
     log = json.dumps(trainer.state.log_history, indent=1)
     (partial / "training_log.json").write_text(log, encoding="utf-8")
     os.replace(partial, folder)

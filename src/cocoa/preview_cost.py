@@ -107,13 +107,13 @@ def estimate_stage(
         rows_at_once=rows,
         logits=rows * masked * text.vocab_size,
     )
-    checkpointing, cached = bool(args.gradient_checkpointing), isinstance(args, ContrastiveArguments)
+    checkpointing, cached = bool(args.gradient_checkpointing), uses_gradient_cache(args, devices)
     flops = stage_flops(stacks, pairs_seen, checkpointing, cached)
     return Estimate(memory, checkpointing, rows, longest, flops, tflops, devices)
 
 
 def rows_at_once(args: StageArguments, devices: int) -> int:
-    """Sequences in a device's forward pass.
+    """Sequences whose activations a device keeps at once.
 
     Raises:
         CocoaError: the global batch does not divide by devices and accumulation steps.
@@ -125,7 +125,16 @@ def rows_at_once(args: StageArguments, devices: int) -> int:
             f"{args.gradient_accumulation_steps} accumulation steps; change one of them"
         )
     rows = args.batch_size // parts
-    return min(rows, args.mini_batch_size) if isinstance(args, ContrastiveArguments) else rows
+    if not isinstance(args, ContrastiveArguments):
+        return rows
+    if uses_gradient_cache(args, devices):
+        return min(rows, args.mini_batch_size)
+    return rows * (2 + args.hard_negatives)
+
+
+def uses_gradient_cache(args: StageArguments, devices: int) -> bool:
+    """Whether a batch is embedded twice, mini-batch by mini-batch (`EqualTargetsLoss`)."""
+    return isinstance(args, ContrastiveArguments) and (devices > 1 or args.batch_size > args.mini_batch_size)
 
 
 class Shape(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
+from typing import Literal
 
 import jinja2
 from PIL import Image
@@ -24,16 +25,33 @@ def write_html(preview: Preview, path: Path) -> None:
     Raises:
         CocoaError: the file cannot be written.
     """
-    text = to_html(preview)
+    write_page(to_html(preview), path)
+
+
+def write_page(text: str, path: Path) -> None:
+    """Write a page, making its folder.
+
+    Raises:
+        CocoaError: the file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise CocoaError(f"{path}: cannot be written ({error.strerror}); choose another --html") from None
+        raise CocoaError(f"{path}: cannot be written ({error.strerror}); choose another file") from None
 
 
 def to_html(preview: Preview) -> str:
     """A preview as HTML; whatever comes from the data is escaped."""
+    environment = page_environment()
+    environment.filters |= {"size": render.size}
+    return environment.get_template("preview.html.jinja").render(
+        preview=preview, render=render, histogram=render.Histogram.of
+    )
+
+
+def page_environment() -> jinja2.Environment:
+    """Where a page's template is found, with the filters that pages share; nothing from the data is markup."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cocoa", "data"),
         autoescape=True,
@@ -41,16 +59,14 @@ def to_html(preview: Preview) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"data_uri": data_uri, "visible": visible, "size": render.size}
-    return environment.get_template("preview.html.jinja").render(
-        preview=preview, render=render, histogram=render.Histogram.of
-    )
+    environment.filters |= {"data_uri": data_uri, "visible": visible}
+    return environment
 
 
-def data_uri(image: Image.Image) -> str:
-    """A picture to stand in `src`, no larger than `THUMBNAIL`."""
+def data_uri(image: Image.Image, kind: Literal["JPEG", "PNG"] = "JPEG", longest: int = THUMBNAIL) -> str:
+    """A picture to stand in `src`, no larger than `longest`; a PNG keeps every pixel of a small one."""
     small = image.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.thumbnail((longest, longest))
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    small.save(buffer, kind, quality=85)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode()

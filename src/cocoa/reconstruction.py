@@ -27,6 +27,8 @@ class TokenPrediction(NamedTuple):
     """(M,) the sequence each token belongs to."""
     positions: Tensor
     """(M,) the position each token stands at (it was predicted from the one before)."""
+    likeliest: Tensor
+    """(M,) id of the likeliest token, never the mask token's."""
 
 
 def masked_next_token_prediction(
@@ -54,15 +56,16 @@ def masked_next_token_prediction(
     excluded = torch.arange(logits.shape[-1], device=logits.device) == mask_token_id
     logits = logits.masked_fill(excluded, float("-inf"))
     losses = F.cross_entropy(logits, targets, reduction="none")
-    return TokenPrediction(losses, logits.argmax(-1) == targets, rows, before + 1)
+    likeliest = logits.argmax(-1)  # (M,)
+    return TokenPrediction(losses, likeliest == targets, rows, before + 1, likeliest)
 
 
 class PatchDecoder(nn.Module):
     """Rebuild the pixels of hidden patches from the language model's final states (MoCa's decoder).
 
     One decoder layer copied from the middle of the backbone, run without causality over the whole
-    sequence, then a linear layer to the pixels of one merged token. CoCoA does not publish its decoder;
-    it is thrown away after the stage.
+    sequence, then a linear layer to the pixels of one merged token. CoCoA does not publish its decoder.
+    No later stage uses it; stage 1 leaves it in its checkpoint to look at what was rebuilt (`cocoa.rebuild`).
 
     Args:
         language_model: the backbone's text model; its middle layer is copied, in float32 and without

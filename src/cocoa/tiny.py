@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import ByteLevelBPETokenizer
@@ -44,6 +45,8 @@ def write_tiny_backbone(
     hidden_size: int = 64,
     layers: int = 3,
     tied: bool = True,
+    intermediate_size: int | None = None,
+    vision: dict[str, Any] | None = None,
     vocabulary: int = 512,
     seed: int = 0,
 ) -> Path:
@@ -55,6 +58,8 @@ def write_tiny_backbone(
         model_type: architecture.
         hidden_size: width of the text model.
         layers: of the text model.
+        intermediate_size: of the text model's MLP, twice the hidden size by default.
+        vision: what of the vision tower's config is to differ.
         tied: share the head's weight with the token embedding (as the 2B and 3B models do).
         vocabulary: size of the tokenizer's vocabulary before the control tokens, at most.
         seed: of the weights.
@@ -70,21 +75,21 @@ def write_tiny_backbone(
     processor_class(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor()).save_pretrained(folder)
 
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in CONTROL_TOKENS}
-    vision = {"depth": 2, "num_heads": 2, "hidden_act": "silu"}
+    tower: dict[str, Any] = {"depth": 2, "num_heads": 2, "hidden_act": "silu"}
     if model_type == "qwen2_vl":
-        vision |= {"embed_dim": 32, "hidden_size": hidden_size, "mlp_ratio": 2}
+        tower |= {"embed_dim": 32, "hidden_size": hidden_size, "mlp_ratio": 2}
     else:
-        vision |= {"hidden_size": 32, "out_hidden_size": hidden_size, "intermediate_size": 64}
-        vision |= {"window_size": 56, "fullatt_block_indexes": [1]}
+        tower |= {"hidden_size": 32, "out_hidden_size": hidden_size, "intermediate_size": 64}
+        tower |= {"window_size": 56, "fullatt_block_indexes": [1]}
     heads = 4
     section = hidden_size // heads // 2  # rotary pairs of a head, split over time, height and width
     config = AutoConfig.for_model(
         model_type,
-        vision_config=vision,
+        vision_config=tower | (vision or {}),
         text_config={
             "vocab_size": len(tokenizer) + FREE_ROWS,
             "hidden_size": hidden_size,
-            "intermediate_size": 2 * hidden_size,
+            "intermediate_size": intermediate_size or 2 * hidden_size,
             "num_hidden_layers": layers,
             "num_attention_heads": heads,
             "num_key_value_heads": 2,

@@ -1,12 +1,12 @@
 """Stage 3, contrastive learning on the EOS token: InfoNCE from query to target, on sentence-transformers' trainer.
 
-Ours over sentence-transformers: equal targets do not count as negatives (by option), rows are drawn by seed
-alone, and DoRA resumes exactly (`StageTrainer`).
+Ours over sentence-transformers: equal targets do not count as negatives (by option), a batch that fits into
+memory is embedded once, rows are drawn by seed alone, and DoRA resumes exactly (`StageTrainer`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ class ContrastiveArguments(StageArguments, SentenceTransformerTrainingArguments)
 
     Args:
         mini_batch_size: pairs embedded at once (GradCache); bounds the memory, leaves the gradients as they are.
+            A batch that fits into one saves GradCache's second forward pass, on one device.
         temperature: of the softmax.
         sub_batch_size: 1 shuffles all data sets together; 64 fills the batch with runs of 64 of one data set.
         mask_equal_targets: a target with the same text and image as the row's own is no negative.
@@ -89,6 +90,17 @@ class EqualTargetsLoss(CachedMultipleNegativesRankingLoss):
     def __init__(self, model: SentenceTransformer, mask_equal_targets: bool = True, **kwargs: Any) -> None:
         super().__init__(model, **kwargs)
         self.mask_equal_targets = mask_equal_targets
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
+        """The loss; a batch that fits into one mini-batch is embedded once, without the gradient cache.
+
+        Not on several devices: DDP does not take one forward pass that uses the tower and one that does not.
+        """
+        columns = list(sentence_features)
+        several = dist.is_initialized() and dist.get_world_size() > 1
+        if several or max(len(column["input_ids"]) for column in columns) > self.mini_batch_size:
+            return super().forward(columns, labels)
+        return self.calculate_loss([[self.model(column)["sentence_embedding"]] for column in columns], labels)
 
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False

@@ -59,28 +59,47 @@ class EosBridgeDataset(ContentDataset):
 
     def sample(self, row: ContentPair, epoch: int) -> dict[str, Tensor]:
         """Tensors of one row; see `Reconstructor.forward`, without the batch axis."""
-        backbone, args = self.backbone, self.args
-        block_a = backbone.encode_side(row.side)
-        length_a = len(block_a["input_ids"])  # EOS included
-        block_b = backbone.encode_text(row.text)[: args.max_length - length_a]
-        if not block_b:
-            raise CocoaError(f"block A of {length_a} tokens leaves no room for B in max_length {args.max_length}")
-        input_ids = torch.cat([block_a["input_ids"], torch.tensor(block_b)])
-        corrupted_ids, labels = mask_text(
-            input_ids,
-            torch.arange(len(input_ids)) >= length_a,
-            args.text_mask_ratio,
-            backbone.mask_token_id,
-            row_generator(args.seed, NAME, epoch, row.row_id),
-            whole_up_to=WHOLE_UP_TO,
-        )
-        return {
-            "input_ids": corrupted_ids,
-            "labels": labels,
-            "pixel_values": block_a["pixel_values"],
-            "image_grid_thw": block_a["image_grid_thw"],
-            "eos_position": torch.tensor(length_a - 1),
-        }
+        args = self.args
+        generator = row_generator(args.seed, NAME, epoch, row.row_id)
+        return bridge(self.backbone, row, args.max_length, args.text_mask_ratio, generator)
+
+
+def bridge(
+    backbone: Backbone, row: ContentPair, max_length: int, text_mask_ratio: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Block A, EOS and B with tokens of B hidden: the input of `Reconstructor.forward` without batch axis.
+
+    Args:
+        backbone: encodes the row.
+        row: block A and the text of block B.
+        max_length: tokens the sequence may have; B is cut to fit, A never.
+        text_mask_ratio: share of B's tokens to hide.
+        generator: decides which.
+
+    Raises:
+        CocoaError: nothing of B fits.
+    """
+    block_a = backbone.encode_side(row.side)
+    length_a = len(block_a["input_ids"])  # EOS included
+    block_b = backbone.encode_text(row.text)[: max_length - length_a]
+    if not block_b:
+        raise CocoaError(f"block A of {length_a} tokens leaves no room for B in max_length {max_length}")
+    input_ids = torch.cat([block_a["input_ids"], torch.tensor(block_b)])
+    corrupted_ids, labels = mask_text(
+        input_ids,
+        torch.arange(len(input_ids)) >= length_a,
+        text_mask_ratio,
+        backbone.mask_token_id,
+        generator,
+        whole_up_to=WHOLE_UP_TO,
+    )
+    return {
+        "input_ids": corrupted_ids,
+        "labels": labels,
+        "pixel_values": block_a["pixel_values"],
+        "image_grid_thw": block_a["image_grid_thw"],
+        "eos_position": torch.tensor(length_a - 1),
+    }
 
 
 def too_long(backbone: Backbone, row: ContentPair, max_length: int) -> bool:

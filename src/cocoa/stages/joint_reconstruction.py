@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import set_seed
 
@@ -29,6 +31,9 @@ from cocoa.stages.reconstruction import (
 from cocoa.stages.training import check_range
 
 NAME = "joint_reconstruction"
+DECODER_NAME = "patch_decoder/model.safetensors"
+"""File in the stage's checkpoint that holds the trained patch decoder, in float32 (apart: some servers load every
+safetensors file of a folder as weights)."""
 
 
 @dataclass
@@ -60,35 +65,57 @@ class JointReconstructionDataset(ContentDataset):
 
     def sample(self, row: ContentPair, epoch: int) -> dict[str, Tensor]:
         """Tensors of one row; see `Reconstructor.forward`, without the batch axis."""
-        backbone, args = self.backbone, self.args
-        text = backbone.shorten(row.text, room_for_text(backbone, args.max_length))
-        clean = backbone.encode_side(Side(text=text, image=row.side.image))
-        input_ids, pixel_values = clean["input_ids"], clean["pixel_values"]
-
+        args = self.args
         generator = row_generator(args.seed, NAME, epoch, row.row_id)
-        special = torch.tensor(backbone.tokenizer.all_special_ids)
-        corrupted_ids, labels = mask_text(
-            input_ids, ~torch.isin(input_ids, special), args.text_mask_ratio, backbone.mask_token_id, generator
-        )
-        images = backbone.processor.image_processor
-        corrupted_pixels, hidden = mask_patches(
-            pixel_values,
-            args.patch_mask_ratio,
-            generator,
-            images.merge_size,
-            channels=3,
-            temporal=images.temporal_patch_size,
-        )
-        hidden_units = torch.zeros_like(input_ids, dtype=torch.bool)
-        hidden_units[input_ids == backbone.model.config.image_token_id] = hidden
-        return {
-            "input_ids": corrupted_ids,
-            "labels": labels,
-            "pixel_values": corrupted_pixels,
-            "image_grid_thw": clean["image_grid_thw"],
-            "hidden_units": hidden_units,
-            "target_pixels": pixel_values.reshape(len(hidden), -1)[hidden],
-        }
+        ratios = (args.text_mask_ratio, args.patch_mask_ratio)
+        return corrupt(self.backbone, row, args.max_length, *ratios, generator)
+
+
+def corrupt(
+    backbone: Backbone,
+    row: ContentPair,
+    max_length: int,
+    text_mask_ratio: float,
+    patch_mask_ratio: float,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """An image and its text, encoded and hidden in part: the input of `Reconstructor.forward` without batch axis.
+
+    Args:
+        backbone: encodes the row.
+        row: an image and the text that belongs to it.
+        max_length: tokens the sequence may have; the text is shortened to fit.
+        text_mask_ratio: share of the text tokens to hide.
+        patch_mask_ratio: share of the merged patches to hide.
+        generator: decides which.
+    """
+    text = backbone.shorten(row.text, room_for_text(backbone, max_length))
+    clean = backbone.encode_side(Side(text=text, image=row.side.image))
+    input_ids, pixel_values = clean["input_ids"], clean["pixel_values"]
+
+    special = torch.tensor(backbone.tokenizer.all_special_ids)
+    corrupted_ids, labels = mask_text(
+        input_ids, ~torch.isin(input_ids, special), text_mask_ratio, backbone.mask_token_id, generator
+    )
+    images = backbone.processor.image_processor
+    corrupted_pixels, hidden = mask_patches(
+        pixel_values,
+        patch_mask_ratio,
+        generator,
+        images.merge_size,
+        channels=3,
+        temporal=images.temporal_patch_size,
+    )
+    hidden_units = torch.zeros_like(input_ids, dtype=torch.bool)
+    hidden_units[input_ids == backbone.model.config.image_token_id] = hidden
+    return {
+        "input_ids": corrupted_ids,
+        "labels": labels,
+        "pixel_values": corrupted_pixels,
+        "image_grid_thw": clean["image_grid_thw"],
+        "hidden_units": hidden_units,
+        "target_pixels": pixel_values.reshape(len(hidden), -1)[hidden],
+    }
 
 
 def build_trainer(
@@ -110,3 +137,29 @@ def build_trainer(
     model = Reconstructor(backbone, patch_decoder=decoder)
     weights = {"token": 1.0, "patch": args.patch_loss_weight}
     return ReconstructionTrainer(NAME, model, JointReconstructionDataset(rows, backbone, args), weights)
+
+
+def save_patch_decoder(decoder: PatchDecoder, folder: Path) -> None:
+    """Write the decoder's weights beside the checkpoint's, in float32."""
+    weights = {name: value.detach().float().cpu().contiguous() for name, value in decoder.state_dict().items()}
+    path = folder / DECODER_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, path)
+
+
+def load_patch_decoder(folder: Path, backbone: Backbone) -> PatchDecoder:
+    """The decoder that the stage trained, on the backbone's device.
+
+    Args:
+        folder: checkpoint of the stage.
+        backbone: loaded from it; gives the decoder its shape.
+
+    Raises:
+        CocoaError: the folder holds none.
+    """
+    path = folder / DECODER_NAME
+    if not path.is_file():
+        raise CocoaError(f"{path}: no patch decoder here; name the checkpoint of a {NAME} stage, or train it again")
+    decoder = PatchDecoder(backbone.model.model.language_model, backbone.unit_size)
+    decoder.load_state_dict(load_file(path))
+    return decoder

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from cocoa.backbone import Backbone
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.errors import CocoaError
 from cocoa.pairs import ContentPair
-from cocoa.reconstruction import PatchDecoder, masked_next_token_prediction, patch_loss
+from cocoa.reconstruction import PatchDecoder, TokenPrediction, masked_next_token_prediction, patch_loss
 from cocoa.stages.training import GlobalBatchSampler, StageArguments, StageTrainer
 
 Sums = dict[str, tuple[Tensor, Tensor]]
@@ -31,14 +31,27 @@ class ReconstructionArguments(StageArguments):
     """Arguments of the reconstruction stages, over `StageArguments`.
 
     `ddp_find_unused_parameters` defaults to False: every row has an image and a text, so every weight is used.
+
+    Args:
+        cache_inputs: keep each row's encoded image and text in memory instead of encoding them in every epoch,
+            for small data: 19 kB an image token, in every process and data loader worker.
     """
 
+    cache_inputs: bool = False
     ddp_find_unused_parameters: bool | None = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.eval_strategy != IntervalStrategy.NO:
             raise CocoaError("eval_strategy: only the contrastive stage is validated while it runs; leave it out")
+
+
+class Prediction(NamedTuple):
+    """What a forward pass puts in place of the hidden elements."""
+
+    tokens: TokenPrediction
+    pixels: Tensor | None
+    """(P, unit_size) of the P hidden units in row-major order; None without a patch decoder."""
 
 
 class Reconstructor(nn.Module):
@@ -64,7 +77,7 @@ class Reconstructor(nn.Module):
         """Recompute the backbone's activations in the backward pass."""
         self.model.activation_checkpointing_enable(**kwargs)
 
-    def forward(
+    def predict(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
@@ -73,9 +86,8 @@ class Reconstructor(nn.Module):
         image_grid_thw: Tensor,
         eos_position: Tensor | None = None,
         hidden_units: Tensor | None = None,
-        target_pixels: Tensor | None = None,
-    ) -> Sums:
-        """One forward pass over the corrupted input, and every loss term of it.
+    ) -> Prediction:
+        """One forward pass over the corrupted input, and what it makes of everything hidden.
 
         Args:
             input_ids: (B, T) corrupted ids, padded on the right.
@@ -85,11 +97,6 @@ class Reconstructor(nn.Module):
             image_grid_thw: (images, 3).
             eos_position: (B,) where the bridge stands; only with a bridge layout.
             hidden_units: (B, T) True on image tokens whose patches are hidden; only with a patch decoder.
-            target_pixels: (P, unit_size) pixels of the hidden units.
-
-        Returns:
-            Sums and counts: `token` (MNTP), `accuracy`, and `patch` (MAE) or, with a bridge, `first` (the
-            first token of block B, decoded from the final state of EOS itself).
         """
         positions = self._rope_positions(input_ids, attention_mask, image_grid_thw)
         if self.layout is None:
@@ -106,15 +113,49 @@ class Reconstructor(nn.Module):
             use_cache=False,
         ).last_hidden_state
         tokens = masked_next_token_prediction(hidden_states, self.model.lm_head, labels, self._mask_token_id)
+        if self.patch_decoder is None:
+            return Prediction(tokens, None)
+        assert hidden_units is not None
+        return Prediction(tokens, self.patch_decoder(hidden_states, mask, positions, hidden_units))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        pixel_values: Tensor,
+        image_grid_thw: Tensor,
+        eos_position: Tensor | None = None,
+        hidden_units: Tensor | None = None,
+        target_pixels: Tensor | None = None,
+    ) -> Sums:
+        """Every loss term of one forward pass; arguments as `predict`, and the pixels to compare with.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, T).
+            labels: (B, T).
+            pixel_values: (patches, values).
+            image_grid_thw: (images, 3).
+            eos_position: (B,).
+            hidden_units: (B, T).
+            target_pixels: (P, unit_size) pixels of the hidden units.
+
+        Returns:
+            Sums and counts: `token` (MNTP), `accuracy`, and `patch` (MAE) or, with a bridge, `first` (the
+            first token of block B, decoded from the final state of EOS itself).
+        """
+        tokens, pixels = self.predict(
+            input_ids, attention_mask, labels, pixel_values, image_grid_thw, eos_position, hidden_units
+        )
         count = torch.tensor(len(tokens.losses), device=input_ids.device)
         sums = {"token": (tokens.losses.sum(), count), "accuracy": (tokens.correct.sum(), count)}
         if eos_position is not None:
             first = tokens.positions == eos_position[tokens.rows] + 1
             sums["first"] = (tokens.losses[first].sum(), first.sum())
-        if self.patch_decoder is not None:
+        if pixels is not None:
             assert hidden_units is not None and target_pixels is not None
-            predicted = self.patch_decoder(hidden_states, mask, positions, hidden_units)
-            sums["patch"] = (patch_loss(predicted, target_pixels), hidden_units.sum())
+            sums["patch"] = (patch_loss(pixels, target_pixels), hidden_units.sum())
         return sums
 
 
@@ -193,10 +234,11 @@ class ContentDataset(Dataset):
         args: of the stage, for seed, ratios and length.
     """
 
-    def __init__(self, rows: Sequence[ContentPair], backbone: Backbone, args: StageArguments) -> None:
+    def __init__(self, rows: Sequence[ContentPair], backbone: Backbone, args: ReconstructionArguments) -> None:
         self.rows = rows
         self.backbone = backbone
         self.args = args
+        backbone.encoded = {} if args.cache_inputs else None
 
     def __len__(self) -> int:
         return len(self.rows)
