@@ -1,6 +1,6 @@
-"""How the demo's learning rates were chosen: `python studies/demo_tuning.py`, on the validation split alone.
+"""How the demo's learning rates are chosen: `python studies/demo_tuning.py`, on the validation split alone.
 
-Decided before it ran: the contrastive stage's learning rate is the one that is best for the rival, contrastive
+Decided before it runs: the contrastive stage's learning rate is the one that is best for the rival, contrastive
 alone; CoCoA takes that stage as it is and has as many runs for the learning rate of its stages 1 and 2. Each
 run's hit@1 stands in `demo_tuning.csv`, which is also what tells whether the world is balanced (30 to 80 % in
 every meta-task for the rival). Runs that are in the file are not repeated.
