@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ class Document:
     pieces: list[tuple[str, bool]]
 
 
-def conversation(turns: list[tuple[str, str]], scene: Scene | None) -> Document:
+def conversation(turns: Sequence[tuple[str, str]], scene: Scene | None) -> Document:
     """Turns as the backbones' chat template writes them; the answers and what ends them are predicted."""
     pieces = []
     for i, (question, answer) in enumerate(turns):
@@ -48,10 +49,10 @@ def draw_document(rng: random.Random) -> Document:
     if kind < 0.45:
         first, *rest = dialogue(rng, scene, 4)[1:]
         told = f"{caption(scene, 'full')}. {first.question}"
-        return conversation([(told, first.answer), *[(t.question, t.answer) for t in rest]], None)
+        return conversation([(told, first.answer), *rest], None)
     if kind < 0.8:  # captions have most of the predicted tokens, and would drown the questions' gradient
         return conversation([(asked.text, asked.answer) for asked in questions(rng, scene, 10)], scene)
-    return conversation([(t.question, t.answer) for t in dialogue(rng, scene, rng.randint(3, 6))], scene)
+    return conversation(dialogue(rng, scene, rng.randint(3, 6)), scene)
 
 
 def plain(scene: Scene, text: str) -> Document:

@@ -212,9 +212,8 @@ def main() -> None:
         if step % 100 == 0:
             write_line(log, f"step {step} loss {np.mean(losses[-100:]):.4f} ({time.time() - started:.0f} s)")
         if step % args.eval_every == 0 or step == args.steps:
-            figures = measure(
-                backbone, args.device, args.eval_scenes if step == args.steps else min(150, args.eval_scenes)
-            )
+            scenes = args.eval_scenes if step == args.steps else min(150, args.eval_scenes)
+            figures = measure(backbone, args.device, scenes)
             curve.append({"step": step, "train_loss": float(np.mean(losses[-args.eval_every :])), **figures})
             write_line(log, json.dumps({k: round(v, 4) for k, v in curve[-1].items()}))
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "curve": curve}
@@ -223,7 +222,7 @@ def main() -> None:
                 "STEPS": f"{step:,}",
                 "BATCH": str(BATCH),
                 "TOWER": f"{args.tower_steps:,}",
-                "SCENES": f"{args.eval_scenes:,}",
+                "SCENES": f"{scenes:,}",
             }
             write_backbone(backbone, args.output / args.name, work, curve, facts)
 

@@ -89,8 +89,10 @@ def test_their_chat_template_is_the_form_that_they_were_trained_on(mini):
     )
 
 
-@UNFINISHED
-@pytest.mark.parametrize("kind", ["colour", "shape", "texture", "cell", "neighbour"])
+@pytest.mark.parametrize(
+    "kind",
+    [*(pytest.param(kind, marks=UNFINISHED) for kind in ("colour", "texture", "cell")), "shape", "neighbour"],
+)
 def test_they_answer_bound_questions_on_scenes_they_have_not_seen(mini, kind):
     rng = random.Random(f"{kind} unseen")
     scenes, asked = [], []
@@ -105,7 +107,6 @@ def test_they_answer_bound_questions_on_scenes_they_have_not_seen(mini, kind):
     assert right / len(said) > 0.9
 
 
-@UNFINISHED
 @pytest.mark.parametrize("style", ["full", "plain", "relation"])
 def test_their_captions_are_right(mini, style):
     rng = random.Random(f"{style} unseen")

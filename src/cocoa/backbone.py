@@ -92,6 +92,8 @@ class Backbone:
         least, most = images.tokens
         area = self.patch_size**2
         self.processor.image_processor.size = {"shortest_edge": least * area, "longest_edge": most * area}
+        if self.encoded is not None:
+            self.encoded.clear()  # what was encoded under another budget
         self.images = images
 
     def messages(self, side: Side) -> list[dict[str, Any]]:

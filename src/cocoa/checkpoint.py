@@ -34,6 +34,8 @@ CHUNK = 256
 """Sides whose images are in memory at once."""
 RECORD_NAME = "cocoa.json"
 """File in a checkpoint that says how it was made; no reader needs it."""
+LOG_NAME = "training_log.json"
+"""File in a checkpoint that holds the trainer's log of the stage."""
 
 _FORWARD = {"method": "forward", "method_output_name": "last_hidden_state"}
 _SENTENCE_BERT_CONFIG = {

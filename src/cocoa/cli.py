@@ -117,7 +117,7 @@ def demo(
     backbone: Annotated[str, typer.Option(help="mini-qwen2-vl or mini-qwen2.5-vl.")] = "mini-qwen2-vl",
     seed: Annotated[int, typer.Option(help="Of order, masks and choice of rows.")] = 42,
 ) -> None:
-    """CoCoA against contrastive learning alone, in five minutes, on a small backbone and synthetic scenes."""
+    """CoCoA against contrastive learning alone, in minutes, on a small backbone and synthetic scenes."""
     from cocoa import demo as demonstration
 
     found = demonstration.run(output, backbone, seed, say=lambda line: console.print(line, soft_wrap=True))

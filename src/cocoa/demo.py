@@ -7,7 +7,6 @@ miniature of the mechanism, not of MMEB's table.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -25,10 +24,11 @@ from cocoa.evaluation import encode, load_embedder, score
 from cocoa.gallery import Gallery, gallery
 from cocoa.mmeb import EvalDataset, read_eval
 from cocoa.pairs import Pair
-from cocoa.pipeline import stage_folder, train
+from cocoa.pipeline import stage_folders, train
 from cocoa.rebuild import rebuild_images, rebuild_texts, swapped
 from cocoa.recipe import Recipe, load_recipe
 from cocoa.report import RIVALS, Report, write_report
+from cocoa.report_curves import read_stage
 from cocoa.scenes.write import write_scenes
 
 logger = logging.getLogger(__name__)
@@ -109,8 +109,7 @@ def run(output: Path, backbone: str = EMBEDDED[0], seed: int = 42, say: Callable
     for name in MODELS:
         embedder = load_embedder(demo.folders.get(name, backbone))
         demo.embeddings[name] = encode(demo.datasets, embedder, batch_size=64)
-        found = score(demo.datasets, demo.embeddings[name], output / "scores" / name)
-        write_json(output / "scores" / name / "summary.json", found)
+        found = score(demo.datasets, demo.embeddings[name], output / "scores" / name, {})
         demo.models[name] = {_group(group): average["hit@1"] for group, average in found["averages"].items()}
     demo.seconds["scores"] = time.perf_counter() - started
     say("5/5 report: losses, rebuilt pictures and captions, what was found (report.html)")
@@ -130,9 +129,7 @@ def _group(name: str) -> str:
 
 def _report(demo: Demo, recipes: dict[str, Recipe], title: str) -> Report:
     """The page: a few test rows of the sets whose content feeds a stage, rebuilt, and what was found for others."""
-    stages: dict[str, Sequence[Path]] = {
-        name: [stage_folder(recipe, i) for i in range(len(recipe.stages))] for name, recipe in recipes.items()
-    }
+    stages: dict[str, Sequence[Path]] = {name: stage_folders(recipe) for name, recipe in recipes.items()}
     datasets = {dataset.name: dataset for dataset in demo.datasets}
     pairs = [pair for name in REBUILT for pair in _pairs(datasets[name], REBUILT[name])]
     pictures, texts = (stage_rows(pairs, stage.name) for stage in recipes["cocoa"].stages[:2])
@@ -168,9 +165,8 @@ def _pairs(dataset: EvalDataset, number: int) -> list[Pair]:
 def write_recipes(output: Path, backbone: str, seed: int) -> dict[str, Recipe]:
     """`recipe.yaml` (CoCoA) and `contrastive.yaml`, the same with its last stage alone, written and read."""
     template = _template()
-    head, stages, body = template.partition("stages:")
-    last = "  - contrastive:"
-    texts = {"cocoa": template, "contrastive": head + stages + body[: body.index("\n") + 1] + body[body.index(last) :]}
+    first, last = template.index("  - joint_reconstruction:"), template.index("  - contrastive:")
+    texts = {"cocoa": template, "contrastive": template[:first] + template[last:]}
     recipes = {}
     for name, text in texts.items():
         path = output / ("recipe.yaml" if name == "cocoa" else f"{name}.yaml")
@@ -190,7 +186,7 @@ def _template() -> str:
 def _train(recipe: Recipe, prefix: str, seconds: dict[str, float]) -> Path:
     """Train a recipe; the seconds of each stage, as its trainer took them, are added by name."""
     final = train(recipe)
-    for index, stage in enumerate(recipe.stages):
-        log = json.loads((stage_folder(recipe, index) / "training_log.json").read_text(encoding="utf-8"))
-        seconds[prefix + stage.name] = sum(line.get("train_runtime", 0.0) for line in log)
+    for folder in stage_folders(recipe):
+        stage, log = read_stage(folder)
+        seconds[prefix + stage] = sum(line.get("train_runtime", 0.0) for line in log)
     return final

@@ -112,15 +112,14 @@ def evaluate(
     found = read_eval(data, subsets, split, image_root)
     check_eval_images(found)
     embedder = load_embedder(model)
-    result = score(found, encode(found, embedder, batch_size), Path(output)) | {
+    about = {
         "model": str(model),
         "data": str(data),
         "split": split,
         "image": {"tokens": list(embedder.images.tokens), "resize": embedder.images.resize},
         "versions": versions(),
     }
-    write_json(Path(output) / "summary.json", result)
-    return result
+    return score(found, encode(found, embedder, batch_size), Path(output), about)
 
 
 def encode(found: Sequence[EvalDataset], embedder: Embedder, batch_size: int = 8) -> list[Tensor]:
@@ -138,20 +137,25 @@ def encode(found: Sequence[EvalDataset], embedder: Embedder, batch_size: int = 8
     return [embeddings[place] for place in places]
 
 
-def score(found: Sequence[EvalDataset], embeddings: Sequence[Tensor], output: Path) -> dict[str, Any]:
-    """The scores' `summary`; each data set's score file is written into `output`.
+def score(
+    found: Sequence[EvalDataset], embeddings: Sequence[Tensor], output: Path, about: dict[str, Any]
+) -> dict[str, Any]:
+    """The scores' `summary`, with what it is about; written into `output` with each data set's score file.
 
     Args:
         found: the data sets.
         embeddings: (inputs, D) of each.
         output: made where it does not exist.
+        about: what else the summary says.
     """
     output.mkdir(parents=True, exist_ok=True)
     scores = {}
     for dataset, embedded in zip(found, embeddings, strict=True):
         scores[dataset.name] = metrics(rank(dataset, embedded))
         write_json(output / f"{dataset.name}_score.json", scores[dataset.name])
-    return summary(scores)
+    result = summary(scores) | about
+    write_json(output / "summary.json", result)
+    return result
 
 
 def rank(dataset: EvalDataset, embeddings: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from transformers import set_seed
 from cocoa.adapters import adapted_layers, add_adapters, describe, merge_adapters
 from cocoa.backbone import Backbone, load_backbone
 from cocoa.catalogue import stage_rows
-from cocoa.checkpoint import as_sentence_transformer, embed, read_record, save_checkpoint
+from cocoa.checkpoint import LOG_NAME, as_sentence_transformer, embed, read_record, save_checkpoint
 from cocoa.errors import CocoaError
 from cocoa.pairs import ContentPair, Pair, Side, check_image_files, check_images, hold_out, limit_rows
 from cocoa.recipe import DTYPES, Recipe, Stage
@@ -90,6 +90,11 @@ def stage_folder(recipe: Recipe, index: int) -> Path:
     """Where the checkpoint of a stage is written."""
     last = index == len(recipe.stages) - 1
     return recipe.output_dir / ("final" if last else f"{index + 1}-{recipe.stages[index].name}")
+
+
+def stage_folders(recipe: Recipe) -> list[Path]:
+    """Where the checkpoints of all stages are written, in order."""
+    return [stage_folder(recipe, index) for index in range(len(recipe.stages))]
 
 
 def run_stage(recipe: Recipe, index: int, source: str) -> None:
@@ -241,7 +246,7 @@ def _finish(
     if isinstance(trainer.model, Reconstructor) and trainer.model.patch_decoder is not None:
         joint_reconstruction.save_patch_decoder(trainer.model.patch_decoder, partial)
     log = json.dumps(trainer.state.log_history, indent=1)
-    (partial / "training_log.json").write_text(log, encoding="utf-8")
+    (partial / LOG_NAME).write_text(log, encoding="utf-8")
     os.replace(partial, folder)
 
 

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cocoa.checkpoint import RECORD_NAME, read_record
+from cocoa.checkpoint import LOG_NAME, RECORD_NAME, read_record
 from cocoa.errors import CocoaError
 
 WIDTH, HEIGHT = 300.0, 120.0
-LOG_NAME = "training_log.json"
 LOG_SCALE_FROM = 6
 """A loss that falls by more than this factor is drawn on a logarithmic axis."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cocoa.scenes.language import HELD_OUT_STYLES, STYLES, TEMPLATES, Question, ask, caption
 from cocoa.scenes.world import Scene
@@ -21,8 +21,7 @@ ASK_QUESTIONS = "ask {0} questions about the image."
 QUESTION_PREFIX = "Represent the given image with the following question:"
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """What a user says, and the answer."""
 
     question: str

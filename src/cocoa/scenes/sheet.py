@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cocoa.catalogue import find_dataset
+from cocoa.catalogue import datasets
 from cocoa.scenes.tasks import TASKS, Item
 from cocoa.scenes.world import crop, picture
 
@@ -24,8 +24,7 @@ def draw_sheet(path: Path, seed: int = 3) -> None:
     figure = Figure(figsize=(10, 1.55 * len(TASKS)), layout="constrained")
     axes = figure.subplots(len(TASKS), len(COLUMNS), gridspec_kw={"width_ratios": [1.3, 1, 1, 1]})
     for row, (name, task) in enumerate(TASKS.items()):
-        entry = find_dataset(name)
-        assert entry is not None
+        entry = datasets("scenes")[name]
         example = task(random.Random(f"{seed}/{row}"), "test")
         shown = [example.query, example.target, *example.hard[:2]]
         for column, cell in enumerate(axes[row]):

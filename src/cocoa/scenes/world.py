@@ -178,8 +178,7 @@ def draw(scene: Scene) -> np.ndarray:
     picture = np.empty((3 * CELL, 3 * CELL, 3), np.float32)
     picture[:] = BACKGROUNDS[scene.background]
     for thing in scene.things:
-        row, column = divmod(thing.cell, 3)
-        tile = picture[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
+        tile = picture[_place_of(thing)]
         covered, ink = _stencil(thing.shape, thing.texture, thing.size, thing.offset)
         colour = np.clip(np.array(RGB[thing.colour], np.float32) * thing.shade, 0, 255)
         paper = 0.25 * colour + 0.75 * 255
@@ -194,8 +193,13 @@ def picture(scene: Scene) -> Image.Image:
 
 def crop(scene: Scene, thing: Thing) -> Image.Image:
     """The cell of one of the scene's objects."""
+    return Image.fromarray(draw(scene)[_place_of(thing)])
+
+
+def _place_of(thing: Thing) -> tuple[slice, slice]:
+    """The rows and columns of pixels of an object's cell."""
     row, column = divmod(thing.cell, 3)
-    return Image.fromarray(draw(scene)[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL])
+    return slice(row * CELL, (row + 1) * CELL), slice(column * CELL, (column + 1) * CELL)
 
 
 @cache

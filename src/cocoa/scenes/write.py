@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import track
 
-from cocoa.catalogue import CONTENT, IMAGE_MARKER, NEGATIVE_COLUMNS, TRAIN_COLUMNS, MMEBDataset, find_dataset
+from cocoa.catalogue import CONTENT, IMAGE_MARKER, NEGATIVE_COLUMNS, TRAIN_COLUMNS, datasets
 from cocoa.errors import CocoaError
 from cocoa.scenes.tasks import TASKS, Example, Item, all_answers, labels
 from cocoa.scenes.world import crop, picture
@@ -46,7 +46,7 @@ def write_scenes(output: Path, seed: int = 0, pairs: int = 20000, queries: int =
     Raises:
         CocoaError: the numbers are out of range, or something else stands in `output`.
     """
-    trained = [name for name in TASKS if not _entry(name).ood]
+    trained = [name for name in TASKS if not datasets("scenes")[name].ood]
     if pairs < len(trained) or queries < 2:
         raise CocoaError(f"scenes: at least {len(trained)} pairs and 2 queries, not {pairs} and {queries}")
     made = {"format": FORMAT, "seed": seed, "pairs": pairs, "queries": queries}
@@ -102,12 +102,6 @@ def _is_there(output: Path, folders: Sequence[Path], made: dict[str, int]) -> bo
     return False
 
 
-def _entry(name: str) -> MMEBDataset:
-    entry = find_dataset(name)
-    assert entry is not None, f"{name} is missing from data/scenes.yaml"
-    return entry
-
-
 def sample_examples(name: str, split: str, seed: int, number: int) -> list[Example]:
     """Distinct examples of a data set, each from its own seed, so that fewer are the first of more."""
     found: dict[Hashable, Example] = {}
@@ -122,7 +116,7 @@ def sample_examples(name: str, split: str, seed: int, number: int) -> list[Examp
 
 def sample_queries(name: str, split: str, seed: int, number: int) -> list[tuple[Example, list[Item]]]:
     """Distinct examples of a data set, each with its candidates: the right answer first, then the near misses."""
-    entry, rng = _entry(name), random.Random(f"{seed}/{name}/{split}/candidates")
+    entry, rng = datasets("scenes")[name], random.Random(f"{seed}/{name}/{split}/candidates")
     listed = entry.meta_task in ("Classification", "VQA")
     drawn = sample_examples(name, split, seed, number if listed else number + SPARE)
     found = []
@@ -172,7 +166,7 @@ def _says(item: Item, instructions: tuple[str, ...]) -> str:
 
 
 def _write_train(root: Path, name: str, examples: list[Example]) -> None:
-    entry, pictures = _entry(name), _Pictures(root, f"images/{name}")
+    entry, pictures = datasets("scenes")[name], _Pictures(root, f"images/{name}")
     rows: list[dict[str, Any]] = []
     for example in examples:
         wrong = example.hard[0] if example.hard and example.hard[0].scene is None else Item()
@@ -185,7 +179,7 @@ def _write_train(root: Path, name: str, examples: list[Example]) -> None:
 
 
 def _write_eval(root: Path, name: str, split: str, rows: list[tuple[Example, list[Item]]]) -> None:
-    entry, pictures = _entry(name), _Pictures(root, f"images/{name}/{split}")
+    entry, pictures = datasets("scenes")[name], _Pictures(root, f"images/{name}/{split}")
     table: list[dict[str, Any]] = []
     for example, candidates in rows:
         row: dict[str, Any] = {"qry_text": _says(example.query, entry.query)}
