@@ -2,8 +2,9 @@
 
 Causal next-token prediction on scenes, as a multimodal LLM is trained: captions in every style, bound
 questions in growing conversations, lists of questions, plain image-text documents, and reading without an
-image. Before that the vision tower alone learns what stands in each cell (its heads are thrown away); captions
-by themselves leave it near chance for a long time. Only scenes of the training split are seen.
+image. Before that the vision tower alone learns what stands in each cell; captions by themselves leave it near
+chance for a long time. That dense loss stays on at a small weight, or the tower forgets which cell a token is of,
+and "where is the star?" is never learned. Its heads are thrown away. Only scenes of the training split are seen.
 
 A constant learning rate, then a linear decay to zero over the last third. State is saved at every evaluation;
 run again, the command goes on from there. It writes `<output>/<name>/`: the checkpoint with float16 weights,
@@ -42,6 +43,7 @@ TOWERS = {
 BATCH = 32
 EVAL_SCENES = 1000
 TOWER_STEPS = 2000
+DENSE_WEIGHT = 0.1
 TOWER_SHARE = 0.3  # of the learning rate, for the tower that has had its own training
 
 
@@ -76,33 +78,40 @@ def cell_labels(scenes: list[Scene]) -> dict[str, Tensor]:
     return labels
 
 
-def train_tower(backbone: Backbone, steps: int, device: str, log: Path) -> None:
-    """Teach the vision tower what stands in each cell, from its merged tokens, with heads that are thrown away."""
-    model, rng = backbone.model, random.Random(1)
-    width = model.config.text_config.hidden_size
+def new_heads(backbone: Backbone) -> nn.ModuleDict:
+    """What reads each attribute of each cell, and the cell itself, off the tower's merged tokens; thrown away later."""
+    width = backbone.model.config.text_config.hidden_size
     classes = {name: 1 + len(values) for name, values in ATTRIBUTES.items()} | {"cell": 9}
-    heads = nn.ModuleDict({name: nn.Linear(width, number) for name, number in classes.items()}).to(device)
+    return nn.ModuleDict({name: nn.Linear(width, number) for name, number in classes.items()})
+
+
+def dense_loss(heads: nn.ModuleDict, tokens: Tensor, scenes: list[Scene]) -> tuple[Tensor, dict[str, float]]:
+    """How well the tower's tokens (scenes, 9, width) tell of each cell: loss, and share right in cells not empty."""
+    labels = {name: label.to(tokens.device) for name, label in cell_labels(scenes).items()}
+    logits = {name: heads[name](tokens).float() for name in labels}
+    cross_entropy = nn.functional.cross_entropy
+    loss = torch.stack([cross_entropy(logits[name].flatten(0, 1), labels[name].flatten()) for name in labels]).sum()
+    full = labels["shape"] > 0
+    return loss, {name: (logits[name].argmax(-1) == labels[name])[full].float().mean().item() for name in labels}
+
+
+def train_tower(backbone: Backbone, heads: nn.ModuleDict, steps: int, device: str, log: Path) -> None:
+    """Teach the vision tower what stands in each cell."""
+    model, rng = backbone.model, random.Random(1)
     parameters = [*model.model.visual.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1.5e-3, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, steps, pct_start=0.1)
     started = time.time()
     for step in range(1, steps + 1):
         scenes = [sample_scene(rng, (3, 4, 5), "train") for _ in range(BATCH)]
-        labels = {name: label.to(device) for name, label in cell_labels(scenes).items()}
         with torch.autocast(device, torch.bfloat16):
             features = model.model.get_image_features(**{k: v.to(device) for k, v in pixels(backbone, scenes).items()})
-            tokens = torch.stack(features.pooler_output).float()  # (B, 9, width)
-            logits = {name: head(tokens) for name, head in heads.items()}
-        loss = sum(
-            nn.functional.cross_entropy(logits[name].float().flatten(0, 1), labels[name].flatten()) for name in logits
-        )
+            loss, right = dense_loss(heads, torch.stack(features.pooler_output), scenes)
         loss.backward()
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         if step % 100 == 0 or step == steps:
-            full = labels["shape"] > 0
-            right = {name: (logits[name].argmax(-1) == labels[name])[full].float().mean().item() for name in logits}
             told = " ".join(f"{name} {100 * share:.1f}" for name, share in right.items())
             write_line(log, f"tower step {step} loss {loss.item():.4f} right {told} ({time.time() - started:.0f} s)")
 
@@ -176,9 +185,12 @@ def main() -> None:
     model = backbone.model.to(args.device).train()
     AttentionInterface.register("padded_flash", padded_flash)
     model.set_attn_implementation({"vision_config": "padded_flash", "text_config": "eager"})
+    heads = new_heads(backbone).to(args.device)
+    seen: list[Tensor] = []  # the tower's merged tokens (scenes * 9, width) in the present step
+    model.model.visual.register_forward_hook(lambda module, inputs, output: seen.append(output.pooler_output))
     groups = [
         {"params": [p for p in part.parameters() if (p.ndim > 1) == matrix], "weight_decay": decay, "share": share}
-        for part, share in ((model.model.visual, TOWER_SHARE), (model.model.language_model, 1.0))
+        for part, share in ((model.model.visual, TOWER_SHARE), (model.model.language_model, 1.0), (heads, 1.0))
         for matrix, decay in ((True, 0.05), (False, 0.0))
     ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
@@ -188,41 +200,46 @@ def main() -> None:
         state = torch.load(state_path, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        heads.load_state_dict(state["heads"])
         step, curve = state["step"], state["curve"]
     else:
-        train_tower(backbone, args.tower_steps, args.device, log)
+        train_tower(backbone, heads, args.tower_steps, args.device, log)
     batches, started = Batches(backbone, BATCH, args.seed * 1_000_003 + step), time.time()
     losses: list[float] = []
     while step < args.steps:
         share = min(1, (step + 1) / 300, 3 * (args.steps - step) / args.steps)
         for group in optimizer.param_groups:
             group["lr"] = args.learning_rate * share * group["share"]
-        batch = {key: tensor.to(args.device) for key, tensor in next(batches).items()}
+        batch, scenes = next(batches)
+        batch = {key: tensor.to(args.device) for key, tensor in batch.items()}
         labels = batch.pop("labels")[:, 1:]
+        seen.clear()
         with torch.autocast(args.device, torch.bfloat16):
             hidden = model.model(**batch).last_hidden_state[:, :-1]
             logits = model.lm_head(hidden[labels >= 0])
+            dense, right = dense_loss(heads, seen[0].unflatten(0, (len(scenes), 9)), scenes)
         loss = nn.functional.cross_entropy(logits.float(), labels[labels >= 0])
-        loss.backward()
+        (loss + DENSE_WEIGHT * dense).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
         step += 1
         if step % 100 == 0:
-            write_line(log, f"step {step} loss {np.mean(losses[-100:]):.4f} ({time.time() - started:.0f} s)")
+            told = f"loss {np.mean(losses[-100:]):.4f} tower {dense.item():.4f} cell {100 * right['cell']:.1f}"
+            write_line(log, f"step {step} {told} ({time.time() - started:.0f} s)")
         if step % args.eval_every == 0 or step == args.steps:
-            scenes = args.eval_scenes if step == args.steps else min(150, args.eval_scenes)
-            figures = measure(backbone, args.device, scenes)
+            number = args.eval_scenes if step == args.steps else min(150, args.eval_scenes)
+            figures = measure(backbone, args.device, number)
             curve.append({"step": step, "train_loss": float(np.mean(losses[-args.eval_every :])), **figures})
             write_line(log, json.dumps({k: round(v, 4) for k, v in curve[-1].items()}))
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "curve": curve}
-            torch.save(state, state_path)
+            state = {"model": model.state_dict(), "heads": heads.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save(state | {"step": step, "curve": curve}, state_path)
             facts = {
                 "STEPS": f"{step:,}",
                 "BATCH": str(BATCH),
                 "TOWER": f"{args.tower_steps:,}",
-                "SCENES": f"{scenes:,}",
+                "SCENES": f"{number:,}",
             }
             write_backbone(backbone, args.output / args.name, work, curve, facts)
 

@@ -94,9 +94,8 @@ def test_training_shows_nothing_of_what_is_held_out(name: str) -> None:
     for example in examples(name, "train", 400):
         items = everything(example)
         assert not shown_kinds(items) & NOVEL
-        assert all(2 <= len(item.scene.things) <= 3 for item in items if item.scene is not None)
-        if name == "SceneQuestions":
-            assert read_question(example.query.text)[1] == 0
+        counts = (1, 2) if name == "SceneQuestions" else (2, 3)
+        assert all(len(item.scene.things) in counts for item in items if item.scene is not None)
         if name in ("Scenes_i2t", "Scenes_t2i"):
             texts = [item.text for item in items if item.text]
             assert "place first" not in {read_caption(text)[0] for text in texts}
@@ -116,19 +115,18 @@ def test_what_is_out_of_distribution() -> None:
         for example in examples(name, "test"):
             for scene in (scene for item in everything(example) for scene in pictured(item)):
                 assert scene.kinds & NOVEL
-    for name in ("Scenes_i2t-Crowded", "SceneQuestions-Crowded", "SceneGrounding-Relations"):
-        counts = {
-            len(item.scene.things) for example in examples(name, "test") for item in [example.query] if item.scene
-        }
-        assert counts == {4, 5}
+    crowds = {"Scenes_i2t-Crowded": {4, 5}, "SceneQuestions-Crowded": {3}, "SceneGrounding-Crowded": {4, 5}}
+    for name, crowd in crowds.items():
+        assert {len(e.query.scene.things) for e in examples(name, "test") if e.query.scene} == crowd
     assert {read_caption(example.target.text)[0] for example in examples("Scenes_i2t-Crowded", "test")} == {
         "place first"
     }
-    assert {read_question(example.query.text)[1] for example in examples("SceneQuestions-Crowded", "test")} == {1}
-    for example in examples("SceneGrounding-Relations", "test"):
-        assert any(where in example.query.text for where in ("left of", "right of", "above", "below"))
-    for example in examples("SceneGrounding", "train"):
-        assert "of" not in example.query.text.split()
+    places = ("left of", "right of", "above", "below")
+    by_place = {
+        (name, split): sum(any(where in e.query.text for where in places) for e in examples(name, split))
+        for name, split in (("SceneGrounding", "train"), ("SceneGrounding-Crowded", "test"))
+    }
+    assert by_place["SceneGrounding", "train"] == 0 and 30 < by_place["SceneGrounding-Crowded", "test"] < 60  # of 90
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -170,7 +168,7 @@ def test_the_label_names_the_one_large_object(name: str) -> None:
 @pytest.mark.parametrize("split", SPLITS)
 def test_questions_have_near_misses_of_the_same_sort(name: str, split: str) -> None:
     kinds: Counter[str] = Counter()
-    first: Counter[tuple[str, str]] = Counter()
+    first: dict[str, set[str]] = {}
     for example in examples(name, split):
         scene, text = example.query.scene, example.query.text
         assert scene is not None and right_answer(text, scene) == example.target.text
@@ -178,17 +176,11 @@ def test_questions_have_near_misses_of_the_same_sort(name: str, split: str) -> N
         kinds[kind] += 1
         wrong = [item.text for item in example.hard]
         assert len(set(wrong)) == len(wrong) and example.target.text not in wrong
-        if kind in ("object", "neighbour"):
-            others = {words_of(thing) for thing in scene.things}
-            right = example.target.text.split()
-            for words in wrong:
-                assert words in others or sum(a != b for a, b in zip(words.split(), right, strict=True)) == 1
-        else:
-            values = VALUES[kind] if kind in VALUES else list(PLACE_NAMES.values())
-            assert sorted([*wrong, example.target.text]) == sorted(values)
-            first[kind, wrong[0]] += 1
-    assert set(kinds) == {"colour", "shape", "texture", "cell", "object", "neighbour"}
-    assert max(first[kind, words] for kind, words in first if kind == "colour") < kinds["colour"] / 2
+        values = VALUES[kind] if kind in VALUES else list(PLACE_NAMES.values())
+        assert set(wrong) < set(values) and len(wrong) == min(3, len(values) - 1)
+        first.setdefault(kind, set()).add(wrong[0])
+    assert set(kinds) == {"colour", "shape", "texture", "size", "cell"}
+    assert any(len(words) > 2 for words in first.values()), "the first near miss is always the same"
 
 
 @pytest.mark.parametrize("name", ["Scenes_i2t", "Scenes_i2t-Crowded", "Scenes_t2i", "Scenes_t2i-Novel"])
@@ -201,7 +193,7 @@ def test_wrong_captions_and_pictures_differ_in_one_respect(name: str, split: str
         assert scene is not None and is_true(text, scene)
         style = read_caption(text)[0]
         styles[style] += 1
-        assert len(example.hard) <= min(4, len(TELLS[style]))
+        assert 1 <= len(example.hard) <= 2 <= len(TELLS[style])
         for item in example.hard:
             if item.scene is not None:
                 assert differences(item.scene, scene) == 1
@@ -209,7 +201,7 @@ def test_wrong_captions_and_pictures_differ_in_one_respect(name: str, split: str
             else:
                 assert not is_true(item.text, scene)
                 assert read_caption(item.text)[0] == style
-    assert sum(len(example.hard) for example in examples(name, split)) > 2 * 90
+    assert sum(len(example.hard) for example in examples(name, split)) > 1.8 * 90
     assert len(styles) == (1 if "Crowded" in name else 5)
 
 
@@ -222,17 +214,16 @@ def test_changes_lead_to_the_target(name: str, split: str) -> None:
         assert scene is not None and right is not None
         assert changed(example.query.text, scene) == facts(right), example.query.text
         assert differences(scene, right) == 1
-        assert example.hard[0].scene == scene  # the picture as it was
         (old,), (new,) = facts(scene) - facts(right), facts(right) - facts(scene)
         respects[next(i for i in range(5) if old[i] != new[i])] += 1
-        for item in example.hard[1:]:
+        for item in example.hard:
             assert item.scene is not None and differences(scene, item.scene) == 1
             assert facts(item.scene) != facts(right)
-        assert 2 <= len(example.hard) <= 4
+        assert 1 <= len(example.hard) <= 2
     assert min(respects[i] for i in range(5)) > 6  # of 90
 
 
-@pytest.mark.parametrize("name", ["SceneGrounding", "SceneGrounding-Relations"])
+@pytest.mark.parametrize("name", ["SceneGrounding", "SceneGrounding-Crowded"])
 @pytest.mark.parametrize("split", SPLITS)
 def test_references_lead_to_the_crop(name: str, split: str) -> None:
     for example in examples(name, split):
@@ -315,7 +306,7 @@ def test_the_change_leads_to_no_other_picture(name: str) -> None:
         assert [facts(scene) == wanted for scene in scenes] == [True] + [False] * (len(candidates) - 1)
 
 
-@pytest.mark.parametrize("name", ["SceneGrounding", "SceneGrounding-Relations"])
+@pytest.mark.parametrize("name", ["SceneGrounding", "SceneGrounding-Crowded"])
 def test_no_other_crop_shows_the_object(name: str) -> None:
     """A crop of another picture may fit the words, but looks unlike what they name in this one."""
     for example, candidates in rows(name):

@@ -42,7 +42,7 @@ def pairs(folder: Path) -> PairSet:
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two data sets with few candidates, for tests of what happens to folders."""
-    kept = {name: writing.TASKS[name] for name in ("Scenes_i2t", "SceneGrounding-Relations")}
+    kept = {name: writing.TASKS[name] for name in ("Scenes_i2t", "SceneGrounding-Crowded")}
     monkeypatch.setattr(writing, "TASKS", kept)
     monkeypatch.setattr(writing, "SPARE", 2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from cocoa.scenes.language import HELD_OUT_STYLES, STYLES, TEMPLATES, Question, ask, caption
@@ -18,6 +19,7 @@ REQUESTS = {
 }
 """What a user says to get a caption, by its style."""
 ASK_QUESTIONS = "ask {0} questions about the image."
+ALL_KINDS = tuple(TEMPLATES)
 QUESTION_PREFIX = "Represent the given image with the following question:"
 
 
@@ -28,11 +30,11 @@ class Turn(NamedTuple):
     answer: str
 
 
-def questions(rng: random.Random, scene: Scene, number: int) -> list[Question]:
-    """Distinct questions on a scene, of random kinds and in either wording."""
+def questions(rng: random.Random, scene: Scene, number: int, kinds: Sequence[str] = ALL_KINDS) -> list[Question]:
+    """Distinct questions on a scene in either wording, of random kinds (one named twice comes twice as often)."""
     found: dict[str, Question] = {}
     while len(found) < number:
-        question = ask(rng, scene, rng.choice(list(TEMPLATES)), rng.randrange(2))
+        question = ask(rng, scene, rng.choice(kinds), rng.randrange(2))
         if question is not None:
             found.setdefault(question.text, question)
     return list(found.values())

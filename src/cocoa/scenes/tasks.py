@@ -35,13 +35,14 @@ from cocoa.scenes.world import (
     Scene,
     Thing,
     change_one,
+    redraw,
     sample_scene,
 )
 
 FEW, MANY = (2, 3), (4, 5)
-"""Objects in a scene of the training pairs, and in a crowded one."""
-HARD = 4
-"""Hard candidates of an example, at most (questions have all near misses)."""
+"""Objects in a scene of the training pairs, and in a crowded one; scenes of questions have one less."""
+HARD = 2
+"""Hard candidates of an example, at most; a question has one more, a reference one for each attribute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +114,9 @@ def largest_object(rng: random.Random, split: str, novel: bool = False) -> Examp
         scene = sample_scene(rng, FEW)
         index = rng.randrange(len(scene.things))
         things = tuple(replace(t, size="large" if i == index else "small") for i, t in enumerate(scene.things))
-        scene, thing = replace(scene, things=_inside(things)), things[index]
-        if scene.split() == split and (thing.novel if novel else _familiar(scene)):
-            return Example(Item(scene=scene), Item(phrase(thing, LABEL)), (), frozenset({phrase(thing, LABEL)}))
-
-
-def _inside(things: tuple[Thing, ...]) -> tuple[Thing, ...]:
-    """Large objects have less room to be off the centre of their cell."""
-    return tuple(replace(t, offset=(0, 0)) if t.size == "large" else t for t in things)
+        scene, label = replace(scene, things=things), phrase(things[index], LABEL)
+        if scene.split() == split and (things[index].novel if novel else _familiar(scene)):
+            return Example(Item(scene=redraw(rng, scene)), Item(label), (), frozenset({label}))
 
 
 def labels(novel: bool = False) -> list[str]:
@@ -131,25 +127,21 @@ def labels(novel: bool = False) -> list[str]:
 
 # ---------------------------------------------------------------------------------------------------- questions
 
-ASKED = ("colour", "shape", "texture", "cell", "object", "neighbour", "neighbour")
-"""Kinds of questions, the harder ones more often."""
+ASKED = (*ATTRIBUTES, "cell")
+"""Kinds of questions."""
 
 
-def question(rng: random.Random, split: str, counts: tuple[int, ...] = FEW, wording: int = 0) -> Example:
-    """A question that binds: the object is named by one attribute or place, and another one is asked for."""
+def question(rng: random.Random, split: str, counts: tuple[int, ...] = (1, 2)) -> Example:
+    """A question on an object that is named by one attribute and asked for another one, or for its place."""
     while True:
         scene = sample_scene(rng, counts, split, _familiar)
-        asked = ask(rng, scene, rng.choice(ASKED), wording)
+        asked = ask(rng, scene, rng.choice(ASKED))
         if asked is None or asked.thing is None:
             continue
         thing = asked.thing
-        if asked.kind in ("object", "neighbour"):
-            near = [thing.having(name, value) for name, values in ATTRIBUTES.items() for value in values]
-            wrong = [phrase(other) for other in (*scene.things, *near) if not other.novel]
-        else:
-            wrong = list(next(kind for kind in (*ATTRIBUTES.values(), CELLS) if asked.answer in kind))
+        wrong = list(next(kind for kind in (*ATTRIBUTES.values(), CELLS) if asked.answer in kind))
         rng.shuffle(wrong)  # the first one is a training row's negative
-        hard = tuple(Item(text) for text in dict.fromkeys(wrong) if text != asked.answer)
+        hard = tuple(Item(text) for text in wrong if text != asked.answer)[: HARD + 1]
         true = frozenset({phrase(thing), *thing.facts[:4], CELLS[thing.cell]})  # `star` may pass for a whole phrase
         return Example(Item(asked.text, scene), Item(asked.answer), hard, true)
 
@@ -180,7 +172,7 @@ def captioned(
 
 
 def change(rng: random.Random, split: str, accept: Callable[[Scene], bool] = _familiar) -> Example:
-    """A picture and what is to change; wrong ones are the picture as it was, and with changes in other respects."""
+    """A picture and what is to change; wrong ones have changes in other respects."""
     while True:
         scene, respect = sample_scene(rng, FEW, split, accept), rng.choice(RESPECTS)
         right = change_one(rng, scene, respect, accept=accept)
@@ -189,19 +181,22 @@ def change(rng: random.Random, split: str, accept: Callable[[Scene], bool] = _fa
         told = instruction_of_change(scene, right, rng)
         if told is not None:
             wrong = _variations(rng, scene, split, [other for other in RESPECTS if other != respect], accept)
-            hard = tuple(Item(scene=other) for other in (scene, *wrong))[:HARD]
+            hard = tuple(Item(scene=other) for other in wrong)
             return Example(Item(told, scene), Item(scene=right), hard, frozenset(t.facts for t in right.things))
 
 
 # ---------------------------------------------------------------------------------------------------- grounding
 
 
-def ground(rng: random.Random, split: str, counts: tuple[int, ...] = FEW, relative: bool = False) -> Example:
-    """A reference to an object of a picture, and its crop; wrong are the other objects, and it with a change."""
+def ground(rng: random.Random, split: str, counts: tuple[int, ...] = FEW, relative: float = 0.0) -> Example:
+    """A reference to an object of a picture, and its crop; wrong are the other objects, and it with a change.
+
+    A share of the references, `relative`, says where the object is from another.
+    """
     while True:
         scene = sample_scene(rng, counts, split, _familiar)
         thing = rng.choice(scene.things)
-        name = (relative_reference if relative else reference)(rng, scene, thing)
+        name = (relative_reference if rng.random() < relative else reference)(rng, scene, thing)
         if name is None:
             continue
         wrong = [Item(scene=scene, thing=other) for other in scene.things if other is not thing]
@@ -216,7 +211,7 @@ TASKS: dict[str, Task] = {
     "SceneObjects": largest_object,
     "SceneObjects-Novel": partial(largest_object, novel=True),
     "SceneQuestions": question,
-    "SceneQuestions-Crowded": partial(question, counts=MANY, wording=1),
+    "SceneQuestions-Crowded": partial(question, counts=(3,)),
     "Scenes_i2t": captioned,
     "Scenes_t2i": partial(captioned, to_image=True),
     "SceneChanges": change,
@@ -224,6 +219,6 @@ TASKS: dict[str, Task] = {
     "Scenes_t2i-Novel": partial(captioned, accept=_novel, to_image=True),
     "SceneChanges-Novel": partial(change, accept=_novel),
     "SceneGrounding": ground,
-    "SceneGrounding-Relations": partial(ground, counts=MANY, relative=True),
+    "SceneGrounding-Crowded": partial(ground, counts=MANY, relative=0.5),
 }
 """By data set; the names stand in `data/scenes.yaml`."""

@@ -114,15 +114,15 @@ def sample_scene(
             while any((t.shape, t.colour) == (thing.shape, thing.colour) for t in things):
                 thing = sample_thing(rng, cell)
             things.append(thing)
-        scene = Scene(tuple(things), rng.randrange(len(BACKGROUNDS)))
+        scene = Scene(tuple(things))
         if split in (None, scene.split()) and accept(scene):
-            return scene
+            return redraw(rng, scene)
 
 
 def sample_thing(rng: random.Random, cell: int) -> Thing:
-    """A random object in a cell."""
+    """A random object in a cell, without noise."""
     attributes: dict[str, Any] = {name: rng.choice(values) for name, values in ATTRIBUTES.items()}
-    return _place(rng, Thing(**attributes, cell=cell))
+    return Thing(**attributes, cell=cell)
 
 
 def _place(rng: random.Random, thing: Thing) -> Thing:

@@ -27,7 +27,7 @@ CANDIDATES = 200
 """Candidates of a question, at least. In retrieval and grounding a query has the targets of the other queries."""
 SPARE = 20
 """More targets among those, since the ones that might be right as well are left out."""
-FORMAT = 2
+FORMAT = 3
 """Raised whenever the same seed comes to mean other data."""
 MARK = "scenes.json"
 """Holds the numbers that a folder was made by, or the format alone while it is being made."""
@@ -145,12 +145,18 @@ class _Pictures:
     def __init__(self, root: Path, folder: str) -> None:
         self.root, self.folder = root, folder
         self.names: dict[Item, str] = {}
+        self.asked: dict[int, tuple[Item, str]] = {}  # by id: candidates come again and again, and hash slowly
         (root / folder).mkdir(parents=True, exist_ok=True)
 
     def name(self, item: Item) -> str:
         """The path of an item's picture; empty if it has none."""
         if item.scene is None:
             return ""
+        if id(item) not in self.asked:
+            self.asked[id(item)] = item, self._write(item)
+        return self.asked[id(item)][1]
+
+    def _write(self, item: Item) -> str:
         key = Item(scene=item.scene, thing=item.thing)
         if key not in self.names:
             image = picture(item.scene) if item.thing is None else crop(item.scene, item.thing)
