@@ -24,8 +24,8 @@ import torch
 from documents import IMAGE, Batches, Document, collate, conversation, draw_document, pixels
 from ship import write_backbone
 from torch import Tensor, nn
-from transformers import AttentionInterface
 
+from cocoa.attention import CHUNKED
 from cocoa.backbone import Backbone, load_backbone
 from cocoa.catalogue import known_instructions
 from cocoa.inputs import ImageBudget
@@ -45,26 +45,6 @@ EVAL_SCENES = 1000
 TOWER_STEPS = 2000
 DENSE_WEIGHT = 0.1
 TOWER_SHARE = 0.3  # of the learning rate, for the tower that has had its own training
-
-
-def padded_flash(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: None,
-    cu_seq_lens_q: Tensor,
-    **_: object,
-) -> tuple[Tensor, None]:
-    """Vision attention over chunks of several lengths, those of a length in one call: (1, H, N, D) -> (1, N, H, D)."""
-    lengths = cu_seq_lens_q.diff()
-    out = torch.empty_like(query)
-    for length in lengths.unique().tolist():
-        rows = (cu_seq_lens_q[:-1][lengths == length][:, None] + torch.arange(length)).to(query.device)  # (chunks, L)
-        q, k, v = (x[0][:, rows].flatten(0, 1) for x in (query, key, value))  # (H * chunks, L, D)
-        weights = (q @ k.transpose(1, 2) * q.shape[-1] ** -0.5).softmax(-1)
-        out[0, :, rows] = (weights.to(v.dtype) @ v).view(query.shape[1], *rows.shape, -1).to(out.dtype)
-    return out.transpose(1, 2), None
 
 
 def cell_labels(scenes: list[Scene]) -> dict[str, Tensor]:
@@ -183,8 +163,7 @@ def main() -> None:
     log, state_path = work / "log.txt", work / "state.pt"
     backbone = new_backbone(args.name, work)
     model = backbone.model.to(args.device).train()
-    AttentionInterface.register("padded_flash", padded_flash)
-    model.set_attn_implementation({"vision_config": "padded_flash", "text_config": "eager"})
+    model.set_attn_implementation({"vision_config": CHUNKED, "text_config": "eager"})
     heads = new_heads(backbone).to(args.device)
     seen: list[Tensor] = []  # the tower's merged tokens (scenes * 9, width) in the present step
     model.model.visual.register_forward_hook(lambda module, inputs, output: seen.append(output.pooler_output))

@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForImageTextToText
 
 import cocoa.tiny
+from cocoa.attention import CHUNKED
 from cocoa.backbone import load_backbone
 from cocoa.checkpoint import save_checkpoint
 from cocoa.errors import CocoaError
@@ -114,6 +115,27 @@ def test_batch_equals_single(backbone, pictures, side):
         states(backbone, encoded, side), (states(backbone, [e])[0] for e in encoded), strict=True
     ):
         torch.testing.assert_close(together, alone, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_vision_attention_over_all_images_at_once_is_that_over_each(model_type, tiny_backbone, tmp_path):
+    """Pictures of several sizes, and with Qwen2.5-VL windows of several sizes."""
+    backbone = tiny_backbone(model_type, True)
+    assert backbone.model.config.vision_config._attn_implementation == CHUNKED
+    images = [Image.new("RGB", size, colour) for size, colour in (((84, 84), "red"), ((112, 56), "blue"))] * 2
+    pixels = backbone.processor.image_processor(images, return_tensors="pt")
+    assert len(pixels["image_grid_thw"].unique(dim=0)) == 2
+    pixels["pixel_values"] += torch.randn(pixels["pixel_values"].shape, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for name in (CHUNKED, "sdpa"):
+        backbone.model.set_attn_implementation({"vision_config": name})
+        features = torch.cat(list(backbone.model.model.get_image_features(**pixels).pooler_output))
+        (gradient,) = torch.autograd.grad(features.square().sum(), backbone.model.model.visual.patch_embed.proj.weight)
+        found[name] = features, gradient
+    torch.testing.assert_close(found[CHUNKED], found["sdpa"])
+    backbone.model.set_attn_implementation({"vision_config": CHUNKED})
+    save_checkpoint(backbone, tmp_path / "out", {})
+    assert CHUNKED not in (tmp_path / "out" / "config.json").read_text()
 
 
 def test_rope_positions_by_hand(backbone, pictures):

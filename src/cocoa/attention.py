@@ -6,6 +6,8 @@ a layout is in use.) Padding is never attended to. A padded query row attends to
 no row is empty; its output is never read.
 
 Layouts are built from positions, never by looking for a token id, so that no text can imitate one.
+
+The vision tower attends within images or windows; `chunked_attention` computes that in few calls.
 """
 
 from __future__ import annotations
@@ -13,10 +15,13 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AttentionInterface
 
 BridgeLayout = Literal["published", "strict"]
 BRIDGE_LAYOUTS: tuple[str, ...] = get_args(BridgeLayout)
+CHUNKED = "chunked_as_flash"
+"""`chunked_attention` in transformers, which loops over images unless the name has `flash` in it."""
 
 
 def causal(attention_mask: Tensor) -> Tensor:
@@ -76,3 +81,45 @@ def _without_padding(allowed: Tensor, attention_mask: Tensor) -> Tensor:
     real = attention_mask.bool()
     itself = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
     return ((allowed & real[:, :, None] & real[:, None, :]) | itself)[:, None]
+
+
+def chunked_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    cu_seq_lens_q: Tensor,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Vision attention within chunks (images, windows), all chunks of a length in one call.
+
+    Args:
+        module: not used.
+        query: (1, H, N, D), all chunks one after the other; `key` and `value` too.
+        key: as query.
+        value: as query.
+        attention_mask: not used: a token sees all of its chunk and nothing else.
+        cu_seq_lens_q: (chunks + 1,) where each chunk starts, and N.
+        scaling: of the scores, 1 / sqrt(D) if None.
+        dropout: of the attention weights.
+
+    Returns:
+        (1, N, H, D), and no weights.
+    """
+    starts, lengths = cu_seq_lens_q[:-1], cu_seq_lens_q.diff()
+    rows, parts = [], []
+    for length in lengths.unique().tolist():
+        inside = torch.arange(length, device=query.device)
+        rows.append((starts[lengths == length][:, None] + inside).flatten())
+        q, k, v = (
+            x[0].index_select(1, rows[-1]).unflatten(1, (-1, length)).transpose(0, 1) for x in (query, key, value)
+        )
+        attended = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
+        parts.append(attended.transpose(1, 2).flatten(0, 1))  # (chunks, H, L, D) -> (chunks * L, H, D)
+    return torch.cat(parts).index_select(0, torch.cat(rows).argsort())[None], None
+
+
+AttentionInterface.register(CHUNKED, chunked_attention)

@@ -20,7 +20,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import load_file_path
 from torch import Tensor
 
-from cocoa.backbone import load_backbone, locate
+from cocoa.backbone import batch_vision_attention, load_backbone, locate
 from cocoa.catalogue import TABLES, find_dataset
 from cocoa.catalogue import datasets as table_datasets
 from cocoa.checkpoint import RECORD_NAME, as_sentence_transformer, embed, read_record, versions, write_json
@@ -61,7 +61,9 @@ def load_embedder(model: str | Path) -> Embedder:
         record = _model_file(model, RECORD_NAME)
         image = read_record(record.parent).get("image", {}) if record else {}
         budget = ImageBudget(tuple(image.get("tokens", DEFAULT_IMAGES.tokens)), image.get("resize", "aspect"))
-        return Embedder(SentenceTransformer(str(model)), budget)
+        found = SentenceTransformer(str(model))
+        batch_vision_attention(found.transformers_model)
+        return Embedder(found, budget)
     backbone = load_backbone(model, dtype="auto", attention="causal")
     least, most = backbone.images.tokens
     backbone.set_image_budget(ImageBudget((least, min(most, DEFAULT_IMAGES.tokens[1]))))

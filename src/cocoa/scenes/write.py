@@ -21,7 +21,7 @@ from rich.progress import track
 from cocoa.catalogue import CONTENT, IMAGE_MARKER, NEGATIVE_COLUMNS, TRAIN_COLUMNS, datasets
 from cocoa.errors import CocoaError
 from cocoa.scenes.tasks import TASKS, Example, Item, all_answers, labels
-from cocoa.scenes.world import crop, picture
+from cocoa.scenes.world import Scene, Thing, crop, picture
 
 CANDIDATES = 200
 """Candidates of a question, at least. In retrieval and grounding a query has the targets of the other queries."""
@@ -144,7 +144,7 @@ class _Pictures:
 
     def __init__(self, root: Path, folder: str) -> None:
         self.root, self.folder = root, folder
-        self.names: dict[Item, str] = {}
+        self.names: dict[tuple[Scene, Thing | None], str] = {}
         self.asked: dict[int, tuple[Item, str]] = {}  # by id: candidates come again and again, and hash slowly
         (root / folder).mkdir(parents=True, exist_ok=True)
 
@@ -153,13 +153,13 @@ class _Pictures:
         if item.scene is None:
             return ""
         if id(item) not in self.asked:
-            self.asked[id(item)] = item, self._write(item)
+            self.asked[id(item)] = item, self._write(item.scene, item.thing)
         return self.asked[id(item)][1]
 
-    def _write(self, item: Item) -> str:
-        key = Item(scene=item.scene, thing=item.thing)
+    def _write(self, scene: Scene, thing: Thing | None) -> str:
+        key = (scene, thing)
         if key not in self.names:
-            image = picture(item.scene) if item.thing is None else crop(item.scene, item.thing)
+            image = picture(scene) if thing is None else crop(scene, thing)
             self.names[key] = f"{self.folder}/{len(self.names):05}.png"
             image.save(self.root / self.names[key], compress_level=1)
         return self.names[key]
