@@ -18,7 +18,7 @@ from cocoa.scenes.world import Scene, draw, sample_scene
 IMAGE = "<|vision_start|>" + "<|image_pad|>" * 9 + "<|vision_end|>"
 POOL = 16  # batches drawn at once and sorted by length, so that little is padding
 # How often a kind of question is asked: what takes longest to learn, most.
-OFTEN = {"cell": 5, "colour": 4, "presence": 4, "texture": 3}
+OFTEN = {"cell": 12, "colour": 4, "presence": 4, "texture": 3}
 KINDS = tuple(kind for kind in TEMPLATES for _ in range(OFTEN.get(kind, 2 if kind in ATTRIBUTE_KINDS else 1)))
 
 

@@ -1,8 +1,12 @@
 """`cocoa demo`, shortened: what it writes, what was equal between the rivals, and that it goes on where it was."""
 
+import csv
 import html
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,8 +14,9 @@ from sentence_transformers import SentenceTransformer
 
 from cocoa import demo
 from cocoa.backbone import EMBEDDED
-from cocoa.demo import EQUAL, MODELS, write_recipes
+from cocoa.demo import EQUAL, MODELS, verdict, write_recipes
 
+ROOT = Path(__file__).parents[1]
 GROUPS = ["Classification", "VQA", "Retrieval", "Grounding", "IND", "OOD", "Overall"]
 
 
@@ -70,3 +75,36 @@ def test_its_recipe_repeats_it(tmp_path):
     assert content["backbone"] == "mini-qwen2.5-vl" and content["seed"] == 3
     assert content["data"]["train"] == str(tmp_path / "scenes" / "MMEB-train")
     assert "[" not in str([value for value in content.values() if isinstance(value, str)]).strip("[]")
+
+
+@pytest.mark.parametrize(("cocoa", "said"), [(50.0, r"wins .*\+10\.0 points overall"), (39.0, r"does not win .*-1\.0")])
+def test_the_verdict_is_what_the_scores_say(cocoa, said):
+    rival = dict.fromkeys(GROUPS, 40.0)
+    sentence = verdict({"backbone": rival, "contrastive": rival, "cocoa": rival | {"VQA": 35.5, "Overall": cocoa}})
+    assert re.search(said, sentence) and "VQA -4.5" in sentence and "Retrieval +0.0" in sentence
+
+
+@pytest.mark.parametrize("model", ["contrastive", "cocoa"])
+def test_the_learning_rates_are_those_that_the_study_found_best(model):
+    with (ROOT / "studies" / "demo_tuning.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["model"] == model and row["backbone"] == EMBEDDED[0]]
+    assert len(rows) == 3  # as many runs for either
+    best = float(max(rows, key=lambda row: float(row["All"]))["learning_rate"])
+    for stage in yaml.safe_load(demo._template().replace("[", "").replace("]", ""))["stages"]:
+        ((name, options),) = stage.items()
+        if (name == "contrastive") == (model == "contrastive"):
+            assert float(options["learning_rate"]) == best, name
+
+
+@pytest.mark.slow
+def test_the_table_of_seeds_has_mean_and_range(tmp_path):
+    for seed, score in ((1, 40.0), (2, 50.0)):
+        (tmp_path / str(seed)).mkdir()
+        results = {"backbone": "mini-qwen2-vl", "versions": {}, "seed": seed}
+        results["models"] = {name: {"VQA": score, "Overall": 30.0} for name in MODELS}
+        (tmp_path / str(seed) / "results.json").write_text(json.dumps(results))
+    command = [sys.executable, str(ROOT / "studies" / "demo_seeds.py")]
+    done = subprocess.run([*command, str(tmp_path / "1"), str(tmp_path / "2")], capture_output=True, text=True)
+    assert "| CoCoA | 45.0 (40.0-50.0) | 30.0 (30.0-30.0) |" in done.stdout.splitlines()
+    again = subprocess.run([*command, str(tmp_path / "1"), str(tmp_path / "1")], capture_output=True, text=True)
+    assert again.returncode != 0 and "same seed" in again.stderr

@@ -129,6 +129,7 @@ def demo(
         values = [f"{found.models[name][group]:.1f}" for name in demonstration.MODELS]
         table.add_row(group, *values, style="bold" if group == "Overall" else None)
     console.print(table)
+    console.print(f"[bold]{demonstration.verdict(found.models)}[/bold]", soft_wrap=True)
     for what, lines in (("equal", demonstration.EQUAL), ("not equal", demonstration.UNEQUAL)):
         for line in lines:
             console.print(f"{what}: {line}", soft_wrap=True)

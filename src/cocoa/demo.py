@@ -123,6 +123,14 @@ def run(output: Path, backbone: str = EMBEDDED[0], seed: int = 42, say: Callable
     return demo
 
 
+def verdict(models: dict[str, dict[str, float]]) -> str:
+    """In a sentence whether CoCoA beat its rival, overall and by meta-task, in points of hit@1."""
+    gains = {group: score - models["contrastive"][group] for group, score in models["cocoa"].items()}
+    told = [f"{group} {gains[group]:+.1f}" for group in gains if group != "Overall"]
+    word = "wins" if gains["Overall"] > 0 else "does not win"
+    return f"CoCoA {word} over contrastive alone: {gains['Overall']:+.1f} points overall ({', '.join(told)})"
+
+
 def _group(name: str) -> str:
     return "Overall" if name == "All" else name
 
@@ -151,7 +159,7 @@ def _report(demo: Demo, recipes: dict[str, Recipe], title: str) -> Report:
         texts=rebuild_texts(bridge, texts, layout),
         texts_elsewhere=rebuild_texts(bridge, swapped(texts), layout),
         galleries=galleries,
-        notes=[NOTE],
+        notes=[verdict(demo.models), NOTE],
     )
 
 

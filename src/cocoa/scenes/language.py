@@ -177,9 +177,9 @@ STATEMENTS = {"shape": "the {0} is a {1}", "cell": "the {0} is in the {1}"}
 def statement(rng: random.Random, scene: Scene) -> str | None:
     """One fact that binds: `the star is red`; None where the object drawn has no name of its own.
 
-    Every other object goes by its shape where it can: that name is the most usual one, and the slowest to learn.
+    Every other object goes by its shape where it can, and every other fact is a place: both are the slowest to learn.
     """
-    kind, thing = rng.choice((*ATTRIBUTE_KINDS, "cell")), rng.choice(scene.things)
+    kind, thing = rng.choice((*ATTRIBUTE_KINDS, *["cell"] * 4)), rng.choice(scene.things)
     name = reference(rng, scene, thing, hide=(kind,))
     alone = sum(other.shape == thing.shape for other in scene.things) == 1
     if kind != "shape" and alone and rng.random() < 0.5:
