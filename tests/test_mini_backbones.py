@@ -2,6 +2,7 @@
 
 import csv
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -124,9 +125,9 @@ def test_training_was_long_enough_and_the_card_says_how_well_it_went(mini):
     folder = Path(locate(mini[0]))
     with (folder / "curve.csv").open() as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
-    assert losses[-1] == min(losses) and losses[-2] - losses[-1] < 0.01  # held-out nats a token
+    assert losses[-1] == min(losses) and losses[-2] - losses[-1] < 0.002  # held-out nats a token
     card = (folder / "README.md").read_text()
-    assert f"{losses[-1]:.4f}" in card and "| colour |" in card and "[" not in card.replace("[scenes](", "")
+    assert f"{losses[-1]:.4f}" in card and "| colour |" in card and not re.search(r"\[[A-Z]+\]", card)
 
 
 def test_they_are_found_by_name_and_embed(mini):

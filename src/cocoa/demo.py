@@ -42,8 +42,8 @@ MODELS = {"backbone": "untouched backbone", "contrastive": "contrastive alone", 
 EQUAL = (
     "pairs: the same rows of the same data sets, and the same rows held out",
     "contrastive stage: attention (both ways), batches and their order, steps, learning rate, temperature, seed",
-    "tuning: three learning rates each on the validation split (studies/demo_tuning.py); the contrastive stage's is the "
-    "one that is best for contrastive alone",
+    "tuning: three learning rates each on the validation split (studies/demo_tuning.py); the contrastive stage's is "
+    "the one that is best for contrastive alone",
 )
 UNEQUAL = (
     "compute: CoCoA has the steps of its stages 1 and 2 on top; the seconds say how much",
