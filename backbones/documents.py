@@ -12,8 +12,16 @@ from torch import Tensor, nn
 
 from cocoa.backbone import Backbone
 from cocoa.scenes.dialogues import dialogue, questions
-from cocoa.scenes.language import ATTRIBUTE_KINDS, HELD_OUT_STYLES, STYLES, TEMPLATES, caption, statement
-from cocoa.scenes.world import Scene, draw, sample_scene
+from cocoa.scenes.language import (
+    ATTRIBUTE_KINDS,
+    HELD_OUT_STYLES,
+    STYLES,
+    TEMPLATES,
+    Question,
+    caption,
+    statement,
+)
+from cocoa.scenes.world import COLOURS, Scene, draw, sample_scene
 
 IMAGE = "<|vision_start|>" + "<|image_pad|>" * 9 + "<|vision_end|>"
 POOL = 16  # batches drawn at once and sorted by length, so that little is padding
@@ -54,8 +62,15 @@ def draw_document(rng: random.Random) -> Document:
         told = f"{caption(scene, 'full')}. {first.question}"
         return conversation([(told, first.answer), *rest], None)
     if kind < 0.8:  # captions have most of the predicted tokens, and would drown the questions' gradient
-        return conversation([(asked.text, asked.answer) for asked in questions(rng, scene, 10, KINDS)], scene)
+        asked = questions(rng, scene, 10, KINDS)
+        kept = [question for question in asked if not learned_at_once(question) or rng.random() < 0.3]
+        return conversation([(question.text, question.answer) for question in kept or asked], scene)
     return conversation(dialogue(rng, scene, rng.randint(3, 6)), scene)
+
+
+def learned_at_once(question: Question) -> bool:
+    """A place that is asked for by colour: right from early on, while those by shape and by texture lag."""
+    return question.kind == "cell" and any(f"the {colour} object" in question.text for colour in COLOURS)
 
 
 def plain(scene: Scene, text: str) -> Document:
@@ -64,20 +79,24 @@ def plain(scene: Scene, text: str) -> Document:
 
 
 class Batches:
-    """Random batches of tensors, the documents of each of about the same length."""
+    """Random batches, the documents of each of about the same length."""
 
-    def __init__(self, backbone: Backbone, size: int, seed: int) -> None:
-        self.backbone, self.size, self.rng = backbone, size, random.Random(seed)
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.rng = size, random.Random(seed)
         self.ready: list[list[Document]] = []
 
-    def __next__(self) -> tuple[dict[str, Tensor], list[Scene]]:
+    def __next__(self) -> list[Document]:
         if not self.ready:
             documents = [draw_document(self.rng) for _ in range(self.size * POOL)]
             documents.sort(key=lambda d: sum(len(piece) for piece, _ in d.pieces))
             self.ready = [documents[i * self.size : (i + 1) * self.size] for i in range(POOL)]
             self.rng.shuffle(self.ready)
-        documents = self.ready.pop()
-        return collate(self.backbone, documents), [d.scene for d in documents if d.scene is not None]
+        return self.ready.pop()
+
+
+def scenes_of(documents: list[Document]) -> list[Scene]:
+    """The scenes of those that have an image, in the order of `pixel_values`."""
+    return [document.scene for document in documents if document.scene is not None]
 
 
 def collate(backbone: Backbone, documents: list[Document]) -> dict[str, Tensor]:
@@ -98,7 +117,7 @@ def collate(backbone: Backbone, documents: list[Document]) -> dict[str, Tensor]:
     attention_mask = pad([torch.ones_like(row) for row in ids], batch_first=True)
     batch = {"input_ids": input_ids, "attention_mask": attention_mask}
     batch["labels"] = pad(labels, batch_first=True, padding_value=-100)
-    scenes = [document.scene for document in documents if document.scene is not None]
+    scenes = scenes_of(documents)
     if scenes:
         batch |= pixels(backbone, scenes)
     batch["position_ids"] = backbone.rope_positions(input_ids, attention_mask, batch.get("image_grid_thw"))

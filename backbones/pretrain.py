@@ -9,6 +9,9 @@ and "where is the star?" is never learned. Its heads are thrown away. Only scene
 A constant learning rate, then a linear decay to zero over the last third. State is saved at every evaluation;
 run again, the command goes on from there. It writes `<output>/<name>/`: the checkpoint with float16 weights,
 `curve.csv`, and a card with the figures on test scenes.
+
+`--start FOLDER` takes weights and curve of a backbone that was written before, and goes on from its last step with
+a warm-up of its own (`--steps` counts from the very first): for more training where the saved state is gone.
 """
 
 from __future__ import annotations
@@ -21,11 +24,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from documents import IMAGE, Batches, Document, collate, conversation, draw_document, pixels
-from ship import write_backbone
+from documents import IMAGE, Batches, Document, collate, conversation, draw_document, pixels, scenes_of
+from ship import read_curve, write_backbone
 from torch import Tensor, nn
 
-from cocoa.attention import CHUNKED
 from cocoa.backbone import Backbone, load_backbone
 from cocoa.catalogue import known_instructions
 from cocoa.inputs import ImageBudget
@@ -40,6 +42,7 @@ TOWERS = {
     "qwen2_5_vl": {"depth": 4, "hidden_size": 96, "num_heads": 4, "intermediate_size": 192}
     | {"window_size": 56, "fullatt_block_indexes": [1, 3]},
 }
+IMAGES = ImageBudget((1, 64))
 BATCH = 32
 EVAL_SCENES = 1000
 TOWER_STEPS = 2000
@@ -75,22 +78,25 @@ def dense_loss(heads: nn.ModuleDict, tokens: Tensor, scenes: list[Scene]) -> tup
     return loss, {name: (logits[name].argmax(-1) == labels[name])[full].float().mean().item() for name in labels}
 
 
-def train_tower(backbone: Backbone, heads: nn.ModuleDict, steps: int, device: str, log: Path) -> None:
-    """Teach the vision tower what stands in each cell."""
+def train_tower(
+    backbone: Backbone, heads: nn.ModuleDict, steps: int, device: str, bfloat16: bool, log: Path, frozen: bool
+) -> None:
+    """Teach the vision tower what stands in each cell; where it is frozen, the new heads alone."""
     model, rng = backbone.model, random.Random(1)
-    parameters = [*model.model.visual.parameters(), *heads.parameters()]
+    parameters = [*heads.parameters(), *([] if frozen else model.model.visual.parameters())]
     optimizer = torch.optim.AdamW(parameters, lr=1.5e-3, weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.5e-3, steps, pct_start=0.1)
     started = time.time()
     for step in range(1, steps + 1):
         scenes = [sample_scene(rng, (3, 4, 5), "train") for _ in range(BATCH)]
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
             features = model.model.get_image_features(**{k: v.to(device) for k, v in pixels(backbone, scenes).items()})
             loss, right = dense_loss(heads, torch.stack(features.pooler_output), scenes)
         loss.backward()
         optimizer.step()
         schedule.step()
-        optimizer.zero_grad()
+        model.zero_grad()
+        heads.zero_grad()
         if step % 100 == 0 or step == steps:
             told = " ".join(f"{name} {100 * share:.1f}" for name, share in right.items())
             write_line(log, f"tower step {step} loss {loss.item():.4f} right {told} ({time.time() - started:.0f} s)")
@@ -154,6 +160,11 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    help_ = "faster on CUDA and on processors that have it (AMX, AVX512-BF16), ten times slower on others"
+    parser.add_argument(
+        "--bfloat16", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(), help=help_
+    )
+    parser.add_argument("--start", type=Path, help="folder of a backbone to go on from, with a new optimizer")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
@@ -161,9 +172,15 @@ def main() -> None:
     work = args.work / args.name
     work.mkdir(parents=True, exist_ok=True)
     log, state_path = work / "log.txt", work / "state.pt"
-    backbone = new_backbone(args.name, work)
+    start, curve = 0, []
+    if args.start is None:
+        backbone = new_backbone(args.name, work)
+    else:
+        backbone = load_backbone(args.start, IMAGES, attention="causal")
+        curve = read_curve(args.start)
+        start = int(curve[-1]["step"])
     model = backbone.model.to(args.device).train()
-    model.set_attn_implementation({"vision_config": CHUNKED, "text_config": "eager"})
+    model.set_attn_implementation({"text_config": "eager"})
     heads = new_heads(backbone).to(args.device)
     seen: list[Tensor] = []  # the tower's merged tokens (scenes * 9, width) in the present step
     model.model.visual.register_forward_hook(lambda module, inputs, output: seen.append(output.pooler_output))
@@ -174,26 +191,27 @@ def main() -> None:
     ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
 
-    step, curve = 0, []
+    step = start
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         heads.load_state_dict(state["heads"])
-        step, curve = state["step"], state["curve"]
+        step, start, curve = state["step"], state["start"], state["curve"]
     else:
-        train_tower(backbone, heads, args.tower_steps, args.device, log)
-    batches, started = Batches(backbone, BATCH, args.seed * 1_000_003 + step), time.time()
+        train_tower(backbone, heads, args.tower_steps, args.device, args.bfloat16, log, frozen=args.start is not None)
+    batches, started = Batches(BATCH, args.seed * 1_000_003 + step), time.time()
     losses: list[float] = []
     while step < args.steps:
-        share = min(1, (step + 1) / 300, 3 * (args.steps - step) / args.steps)
+        share = min(1, (step - start + 1) / 300, 3 * (args.steps - step) / (args.steps - start))
         for group in optimizer.param_groups:
             group["lr"] = args.learning_rate * share * group["share"]
-        batch, scenes = next(batches)
-        batch = {key: tensor.to(args.device) for key, tensor in batch.items()}
+        documents = next(batches)
+        scenes = scenes_of(documents)
+        batch = {key: tensor.to(args.device) for key, tensor in collate(backbone, documents).items()}
         labels = batch.pop("labels")[:, 1:]
         seen.clear()
-        with torch.autocast(args.device, torch.bfloat16):
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.bfloat16):
             hidden = model.model(**batch).last_hidden_state[:, :-1]
             logits = model.lm_head(hidden[labels >= 0])
             dense, right = dense_loss(heads, seen[0].unflatten(0, (len(scenes), 9)), scenes)
@@ -213,14 +231,14 @@ def main() -> None:
             curve.append({"step": step, "train_loss": float(np.mean(losses[-args.eval_every :])), **figures})
             write_line(log, json.dumps({k: round(v, 4) for k, v in curve[-1].items()}))
             state = {"model": model.state_dict(), "heads": heads.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save(state | {"step": step, "curve": curve}, state_path)
+            torch.save(state | {"step": step, "start": start, "curve": curve}, state_path)
             facts = {
                 "STEPS": f"{step:,}",
                 "BATCH": str(BATCH),
                 "TOWER": f"{args.tower_steps:,}",
                 "SCENES": f"{number:,}",
             }
-            write_backbone(backbone, args.output / args.name, work, curve, facts)
+            write_backbone(backbone, args.output / args.name, args.start or work, curve, facts)
 
 
 def new_backbone(name: str, folder: Path) -> Backbone:
@@ -233,7 +251,7 @@ def new_backbone(name: str, folder: Path) -> Backbone:
         texts += [answer for kind in ATTRIBUTE_KINDS for answer in ATTRIBUTES[kind]] * 50
         size = {"hidden_size": 128, "intermediate_size": 384, "layers": 6, "vocabulary": 1024}
         write_tiny_backbone(folder, texts, NAMES[name], vision=TOWERS[NAMES[name]], **size)
-    return load_backbone(folder, ImageBudget((1, 64)), attention="causal")
+    return load_backbone(folder, IMAGES, attention="causal")
 
 
 if __name__ == "__main__":

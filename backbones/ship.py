@@ -40,6 +40,12 @@ def write_backbone(
     (folder / "README.md").write_text(card(backbone, folder.name, curve[-1], facts), encoding="utf-8")
 
 
+def read_curve(folder: Path) -> list[dict[str, float]]:
+    """The figures at each evaluation of a backbone that was written, the latest last."""
+    with (folder / "curve.csv").open(encoding="utf-8", newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
 def card(backbone: Backbone, name: str, figures: dict[str, float], facts: dict[str, str]) -> str:
     """`card.md` with what is true of this backbone."""
     config, parameters = backbone.model.config, sum(p.numel() for p in backbone.model.parameters())

@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, default=Path(__file__).with_suffix(".csv"))
     args = parser.parse_args()
     rows = list(csv.DictReader(args.table.open())) if args.table.exists() else []
-    write_scenes(args.output / "scenes", SCENES_SEED, PAIRS, QUERIES)
+    write_scenes(args.output / "scenes", SCENES_SEED, PAIRS, QUERIES, splits=("validation",))
     write_recipes(args.output, args.backbone, SEED)
 
     def best(model: str) -> float:

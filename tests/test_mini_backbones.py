@@ -144,26 +144,42 @@ def test_another_name_is_told_which_there_are(tmp_path, monkeypatch):
         load_backbone("mini-qwen3-vl")
 
 
+def rebuild(name, output, work, *more):
+    """Run the command that rebuilds a backbone, for a few steps; the steps of its curve."""
+    command = [sys.executable, str(ROOT / "backbones" / "pretrain.py"), name, "--eval-every", "3", "--eval-scenes", "4"]
+    command += ["--output", str(output), "--work", str(work), "--tower-steps", "3", "--device", "cpu", *more]
+    subprocess.run(command, check=True, capture_output=True)
+    with (output / name / "curve.csv").open() as file:
+        return [int(row["step"]) for row in csv.DictReader(file)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_the_command_that_rebuilds_them_runs_and_goes_on_where_it_was(name, tmp_path):
-    command = [sys.executable, str(ROOT / "backbones" / "pretrain.py"), name, "--eval-every", "3", "--eval-scenes", "4"]
-    command += [
-        "--output",
-        str(tmp_path / "out"),
-        "--work",
-        str(tmp_path / "work"),
-        "--tower-steps",
-        "3",
-        "--device",
-        "cpu",
-    ]
-    for steps in ("3", "6"):
-        subprocess.run([*command, "--steps", steps], check=True, capture_output=True)
-    curve = (tmp_path / "out" / name / "curve.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in curve] == ["step", "3", "6"]
-    assert (tmp_path / "work" / name / "log.txt").read_text().count("tower step 3 ") == 1
-    rebuilt, shipped = (load_backbone(folder).model.state_dict() for folder in (tmp_path / "out" / name, name))
+    output, work = tmp_path / "out", tmp_path / "work"
+    assert rebuild(name, output, work, "--steps", "3") == [3]
+    assert rebuild(name, output, work, "--steps", "6") == [3, 6]
+    assert (work / name / "log.txt").read_text().count("tower step 3 ") == 1
+    rebuilt, shipped = (load_backbone(folder).model.state_dict() for folder in (output / name, name))
     words = {"lm_head.weight", "model.language_model.embed_tokens.weight"}  # their number is the tokenizer's
     assert rebuilt.keys() == shipped.keys()
     assert all(rebuilt[key].shape == shipped[key].shape for key in rebuilt.keys() - words)
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_from_a_shipped_backbone(tmp_path):
+    """Its weights, tokenizer and curve are the start; the frozen tower's new heads come first."""
+    name = EMBEDDED[0]
+    with (Path(locate(name)) / "curve.csv").open() as file:
+        before = [int(row["step"]) for row in csv.DictReader(file)]
+    more = ["--start", locate(name), "--steps", str(before[-1] + 3)]
+    assert rebuild(name, tmp_path / "out", tmp_path / "work", *more) == [*before, before[-1] + 3]
+    longer = ["--start", locate(name), "--steps", str(before[-1] + 6)]
+    assert rebuild(name, tmp_path / "out", tmp_path / "work", *longer) == [*before, before[-1] + 3, before[-1] + 6]
+    after, shipped = (load_backbone(folder) for folder in (tmp_path / "out" / name, name))
+    assert after.tokenizer.get_vocab() == shipped.tokenizer.get_vocab()
+    moved = [
+        (after.model.state_dict()[key] - weight).abs().max().item()
+        for key, weight in shipped.model.state_dict().items()
+    ]
+    assert 0 < max(moved) < 0.02  # three steps of the warm-up away, and not from random weights

@@ -112,11 +112,9 @@ def chunked_attention(
     starts, lengths = cu_seq_lens_q[:-1], cu_seq_lens_q.diff()
     rows, parts = [], []
     for length in lengths.unique().tolist():
-        inside = torch.arange(length, device=query.device)
-        rows.append((starts[lengths == length][:, None] + inside).flatten())
-        q, k, v = (
-            x[0].index_select(1, rows[-1]).unflatten(1, (-1, length)).transpose(0, 1) for x in (query, key, value)
-        )
+        same = (starts[lengths == length][:, None] + torch.arange(length, device=query.device)).flatten()
+        rows.append(same)
+        q, k, v = (x[0].index_select(1, same).unflatten(1, (-1, length)).transpose(0, 1) for x in (query, key, value))
         attended = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
         parts.append(attended.transpose(1, 2).flatten(0, 1))  # (chunks, H, L, D) -> (chunks * L, H, D)
     return torch.cat(parts).index_select(0, torch.cat(rows).argsort())[None], None

@@ -27,13 +27,22 @@ CANDIDATES = 200
 """Candidates of a question, at least. In retrieval and grounding a query has the targets of the other queries."""
 SPARE = 20
 """More targets among those, since the ones that might be right as well are left out."""
+SPLITS = ("validation", "test")
+"""Of MMEB-eval; what to tune on is the first one."""
 FORMAT = 3
 """Raised whenever the same seed comes to mean other data."""
 MARK = "scenes.json"
 """Holds the numbers that a folder was made by, or the format alone while it is being made."""
 
 
-def write_scenes(output: Path, seed: int = 0, pairs: int = 20000, queries: int = 200, progress: bool = False) -> None:
+def write_scenes(
+    output: Path,
+    seed: int = 0,
+    pairs: int = 20000,
+    queries: int = 200,
+    progress: bool = False,
+    splits: Sequence[str] = SPLITS,
+) -> None:
     """Write `output/MMEB-train` and `output/MMEB-eval`; what is there already by the same numbers is kept.
 
     Args:
@@ -42,6 +51,7 @@ def write_scenes(output: Path, seed: int = 0, pairs: int = 20000, queries: int =
         pairs: training pairs over all data sets.
         queries: evaluation queries of each data set and split.
         progress: show a bar.
+        splits: of the evaluation data; what a split holds does not depend on the others.
 
     Raises:
         CocoaError: the numbers are out of range, or something else stands in `output`.
@@ -49,7 +59,7 @@ def write_scenes(output: Path, seed: int = 0, pairs: int = 20000, queries: int =
     trained = [name for name in TASKS if not datasets("scenes")[name].ood]
     if pairs < len(trained) or queries < 2:
         raise CocoaError(f"scenes: at least {len(trained)} pairs and 2 queries, not {pairs} and {queries}")
-    made = {"format": FORMAT, "seed": seed, "pairs": pairs, "queries": queries}
+    made = {"format": FORMAT, "seed": seed, "pairs": pairs, "queries": queries, "splits": list(splits)}
     folders = [output / "MMEB-train", output / "MMEB-eval"]
     if _is_there(output, folders, made):
         return
@@ -62,18 +72,18 @@ def write_scenes(output: Path, seed: int = 0, pairs: int = 20000, queries: int =
         if name in trained:
             rows = pairs // len(trained) + (trained.index(name) < pairs % len(trained))
             _write_train(folders[0], name, sample_examples(name, "train", seed, rows))
-        for split in ("validation", "test"):
+        for split in splits:
             _write_eval(folders[1], name, split, sample_queries(name, split, seed, queries))
     _mark(output, made)
 
 
-def _mark(output: Path, made: dict[str, int]) -> None:
+def _mark(output: Path, made: dict[str, Any]) -> None:
     unfinished = output / f"{MARK}.tmp"
     unfinished.write_text(json.dumps(made), encoding="utf-8")
     os.replace(unfinished, output / MARK)
 
 
-def _is_there(output: Path, folders: Sequence[Path], made: dict[str, int]) -> bool:
+def _is_there(output: Path, folders: Sequence[Path], made: dict[str, Any]) -> bool:
     """Whether the folders stand in `output`, made by these numbers.
 
     Raises:
