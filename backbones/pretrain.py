@@ -160,9 +160,11 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    help_ = "faster on CUDA and on processors that have it (AMX, AVX512-BF16), ten times slower on others"
     parser.add_argument(
-        "--bfloat16", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(), help=help_
+        "--bfloat16",
+        action=argparse.BooleanOptionalAction,
+        default=torch.cuda.is_available(),
+        help="faster on CUDA and on processors that have it (AMX, AVX512-BF16), ten times slower on others",
     )
     parser.add_argument("--start", type=Path, help="folder of a backbone to go on from, with a new optimizer")
     args = parser.parse_args()
