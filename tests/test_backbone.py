@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from cocoa.backbone import load_backbone
 from cocoa.checkpoint import save_checkpoint
 from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget, fit_image
-from cocoa.pairs import Side, load_image
+from cocoa.pairs import Side
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl")
 LEAST, MOST = 4, 16  # tokens an image, of the fixture
@@ -447,63 +446,3 @@ def test_the_processor_keeps_to_the_budget(tiny_backbone, size):
 @pytest.mark.parametrize("size", [(500, 1), (1, 201), (1000, 10), (3000, 15), (20, 1000)])
 def test_the_budget_holds_for_very_long_images(tiny_backbone, size):
     assert image_tokens(tiny_backbone(), size) <= MOST
-
-
-def save(image, path, **options):
-    image.save(path, **options)
-    return str(path)
-
-
-def test_images_become_rgb(tmp_path):
-    def colour(path, at=(0, 0)):
-        loaded = load_image(path)
-        assert loaded.mode == "RGB"
-        return loaded.getpixel(at)
-
-    assert colour(save(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), tmp_path / "cmyk.tiff")) == (255, 0, 0)
-    assert colour(save(Image.new("L", (8, 8), 128), tmp_path / "grey.png")) == (128, 128, 128)
-    assert colour(save(Image.new("LA", (8, 8), (9, 0)), tmp_path / "clear.png")) == (255, 255, 255)
-    palette = Image.new("P", (2, 1))
-    palette.putpalette([255, 0, 0, 0, 0, 255])
-    palette.putpixel((1, 0), 1)
-    path = save(palette, tmp_path / "palette.png", transparency=1)
-    assert [colour(path, (0, 0)), colour(path, (1, 0))] == [(255, 0, 0), (255, 255, 255)]
-
-
-def test_sixteen_bit_grey_keeps_its_shades(tmp_path):
-    path = save(Image.new("I;16", (4, 4), 32768), tmp_path / "deep.png")
-    assert load_image(path).getpixel((0, 0)) == pytest.approx((128, 128, 128), abs=1)
-
-
-def test_exif_rotation_is_applied(tmp_path):
-    image = Image.new("RGB", (64, 32), "blue")
-    image.paste("red", (0, 0, 32, 32))  # red on the left; turned clockwise, on top
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    upright = load_image(save(image, tmp_path / "turned.png", exif=exif))
-    assert upright.size == (32, 64)
-    assert upright.getpixel((16, 8)) == (255, 0, 0)
-    assert upright.getpixel((16, 56)) == (0, 0, 255)
-    assert load_image(upright).size == (32, 64), "not turned again"
-
-
-def test_unreadable_images_are_named(tmp_path):
-    (tmp_path / "text.jpg").write_text("no image")
-    (tmp_path / "cut.png").write_bytes(b"")
-    whole = save(Image.effect_noise((64, 64), 50), tmp_path / "whole.png")
-    (tmp_path / "half.png").write_bytes(Path(whole).read_bytes()[:1000])
-    for name, reason in (
-        ("missing.png", "no such image file"),
-        ("text.jpg", "not a readable image"),
-        ("cut.png", "not a readable image"),
-        ("half.png", "not a readable image"),
-    ):
-        with pytest.raises(CocoaError, match=rf"{name}: {reason}"):
-            load_image(str(tmp_path / name))
-
-
-def test_a_picture_too_large_to_open_is_named(tmp_path, monkeypatch):
-    path = save(Image.new("RGB", (64, 64)), tmp_path / "vast.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(CocoaError, match=r"vast\.png"):
-        load_image(path)

@@ -14,7 +14,8 @@ from transformers import AutoModelForImageTextToText
 
 from cocoa.adapters import Lora, add_adapters, merge_adapters
 from cocoa.backbone import load_backbone
-from cocoa.checkpoint import RECORD_NAME, as_sentence_transformer, embed, read_record, save_checkpoint
+from cocoa.checkpoint import RECORD_NAME, as_sentence_transformer, read_record, save_checkpoint
+from cocoa.embedding import embed
 from cocoa.pairs import Side
 
 VARIANTS = [(model_type, tied) for model_type in ("qwen2_vl", "qwen2_5_vl") for tied in (True, False)]

@@ -6,7 +6,8 @@ from PIL import Image
 from torch.nn import functional as F
 from toy import arguments, toy_pairs
 
-from cocoa.checkpoint import as_sentence_transformer, embed
+from cocoa.checkpoint import as_sentence_transformer
+from cocoa.embedding import embed
 from cocoa.pairs import Pair, Side
 from cocoa.stages.contrastive import (
     FILLER_ID,

@@ -1,7 +1,7 @@
-"""Scores: ranks with ties and duplicates, metrics by hand, averages over data sets, and what a model is read as."""
+"""Scoring: each input encoded once, what is written, and what a model is read as."""
 
 import json
-from math import log2
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -13,139 +13,13 @@ from sentence_transformers import SentenceTransformer
 
 from cocoa import evaluation
 from cocoa.backbone import load_backbone
-from cocoa.catalogue import datasets as mmeb_datasets
 from cocoa.checkpoint import save_checkpoint
+from cocoa.embedding_cache import ContentKeys, hash_folder
 from cocoa.errors import CocoaError
-from cocoa.evaluation import Embedder, evaluate, load_embedder, metrics, rank, summary
+from cocoa.evaluation import Embedder, evaluate, load_embedder
 from cocoa.inputs import ImageBudget, chat_messages
-from cocoa.mmeb import EvalDataset, read_eval
+from cocoa.mmeb import read_eval
 from cocoa.pairs import Side
-
-KINDS = ("hit", "ndcg_linear", "ndcg_exponential", "precision", "recall", "f1", "map", "mrr")
-
-
-# ---------------------------------------------------------------------------------------------------- ranks
-
-
-def planted(*lists):
-    """A data set and embeddings whose row i compares its query with candidates at the cosines of list i."""
-    vectors, queries, candidates = [], [], []
-    for cosines in lists:
-        queries.append(len(vectors))
-        candidates.append(np.arange(len(vectors) + 1, len(vectors) + 1 + len(cosines)))
-        vectors += [(1.0, 0.0), *((cosine, (1 - cosine**2) ** 0.5) for cosine in cosines)]
-    sides = [Side(text=str(i)) for i in range(len(vectors))]
-    return EvalDataset("toy", sides, np.array(queries), candidates), torch.tensor(vectors)
-
-
-def test_the_rank_is_that_of_the_first_candidate_in_lists_of_any_length():
-    dataset, embeddings = planted([0.5, 0.9, 0.1], [0.5, 0.1], [0.1, 0.2, 0.3, 0.4, 0.0], [0.7])
-    assert rank(dataset, embeddings).tolist() == [2, 1, 4, 1]
-
-
-def test_a_tie_counts_against_the_model():
-    dataset, embeddings = planted([0.5, 0.5, 0.1], [0.9, 0.9, 0.9], [0.5, 0.4, 0.4])
-    assert rank(dataset, embeddings).tolist() == [2, 3, 1]
-
-
-@pytest.mark.parametrize("candidates", [2, 3, 5, 7, 200, 365, 1000])
-def test_a_collapsed_model_scores_nothing(candidates):
-    """Whatever the pool's size: a matrix product may round equal candidates differently by their place."""
-    vector = torch.nn.functional.normalize(torch.randn(1536, generator=torch.Generator().manual_seed(0)), dim=0)
-    embeddings = vector.repeat(candidates + 1, 1)
-    sides = [Side(text=str(i)) for i in range(candidates + 1)]
-    ranks = rank(EvalDataset("toy", sides, np.array([0]), [np.arange(1, candidates + 1)]), embeddings)
-    assert ranks.tolist() == [candidates]
-    assert metrics(ranks)["hit@1"] == 0
-
-
-def test_exact_duplicates_of_the_right_candidate_leave_the_list():
-    dataset, embeddings = planted([0.5, 0.9, 0.1])
-    right, better, worse = dataset.candidates[0].tolist()
-    for ids, expected in (([right, worse, right], 1), ([right, right, better, worse], 2)):
-        again = EvalDataset("toy", dataset.inputs, dataset.queries, [np.array(ids)])
-        assert rank(again, embeddings).tolist() == [expected]
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("place", ["query", "right candidate", "other candidate"])
-def test_an_embedding_that_is_not_finite_is_named(value, place):
-    dataset, embeddings = planted([0.5, 0.4], [0.5, 0.4])
-    embeddings[3 + ("query", "right candidate", "other candidate").index(place), 1] = value
-    with pytest.raises(CocoaError, match="data set toy, row 1: an embedding is not finite"):
-        rank(dataset, embeddings)
-
-
-# -------------------------------------------------------------------------------------------------- metrics
-
-
-def test_metrics_by_hand():
-    """Four queries, their right candidates at ranks 1, 2, 6 and 11."""
-    found = metrics(torch.tensor([1, 2, 6, 11]))
-    expected = {
-        "hit": (1 / 4, 2 / 4, 3 / 4),
-        "recall": (1 / 4, 2 / 4, 3 / 4),
-        "precision": (1 / 4, 2 / 4 / 5, 3 / 4 / 10),
-        "f1": (1 / 4, 2 * (1 / 3) / 4, 3 * (2 / 11) / 4),  # 2 P R / (P + R) with P = 1 / k and R = 1
-        "mrr": (1 / 4, (1 + 1 / 2) / 4, (1 + 1 / 2 + 1 / 6) / 4),
-        "map": (1 / 4, (1 + 1 / 2) / 4, (1 + 1 / 2 + 1 / 6) / 4),
-        "ndcg_linear": (1 / 4, (1 + 1 / log2(3)) / 4, (1 + 1 / log2(3) + 1 / log2(7)) / 4),
-        "ndcg_exponential": (1 / 4, (1 + 1 / log2(3)) / 4, (1 + 1 / log2(3) + 1 / log2(7)) / 4),
-    }
-    for name, values in expected.items():
-        for k, value in zip((1, 5, 10), values, strict=True):
-            assert found[f"{name}@{k}"] == pytest.approx(value), f"{name}@{k}"
-    assert (found["num_pred"], found["num_data"]) == (4, 4)
-    assert set(found) == {f"{kind}@{k}" for kind in KINDS for k in (1, 5, 10)} | {"num_pred", "num_data"}
-
-
-# ------------------------------------------------------------------------------------------------- averages
-
-
-def test_averages_are_plain_means_over_data_sets_not_over_groups():
-    """VLM2Vec-V2.0-2B's own scores, each data set at its group's mean: 64.92 overall, where groups would give 66.52."""
-    groups = {"Classification": 62.93, "VQA": 56.42, "Retrieval": 69.60, "Grounding": 77.12}
-    scores = {entry.name: {"hit@1": groups[entry.meta_task] / 100} for entry in mmeb_datasets().values()}
-    averages = summary(scores)["averages"]
-    assert averages["All"]["hit@1"] == pytest.approx(64.92, abs=0.005)
-    for group, value in groups.items():
-        assert averages[group]["hit@1"] == pytest.approx(value)
-    sizes = {group: average["datasets"] for group, average in averages.items()}
-    assert sizes == {"Classification": 10, "VQA": 10, "Retrieval": 12, "Grounding": 4, "IND": 20, "OOD": 16, "All": 36}
-    assert not any(average["missing"] for average in averages.values())
-
-
-def test_in_and_out_of_distribution_make_up_the_whole():
-    """Its IND 68.82 over 20 data sets and OOD 60.05 over 16 are its 64.92 over 36."""
-    scores = {entry.name: {"hit@1": 0.6005 if entry.ood else 0.6882} for entry in mmeb_datasets().values()}
-    averages = summary(scores)["averages"]
-    assert (averages["IND"]["hit@1"], averages["OOD"]["hit@1"]) == (pytest.approx(68.82), pytest.approx(60.05))
-    assert averages["All"]["hit@1"] == pytest.approx(64.92, abs=0.005)
-
-
-def test_what_is_missing_is_named_and_own_data_sets_stand_alone():
-    scores = {name: {"hit@1": hit} for name, hit in (("GQA", 0.2), ("ChartQA", 0.6), ("MSCOCO", 0.1), ("mine", 0.9))}
-    found = summary(scores)
-    assert found["datasets"] == {name: pytest.approx(100 * score["hit@1"]) for name, score in scores.items()}
-    averages = found["averages"]
-    assert averages["VQA"]["hit@1"] == pytest.approx(40) and averages["VQA"]["datasets"] == 2
-    assert averages["VQA"]["of"] == 10 and len(averages["VQA"]["missing"]) == 8
-    assert "DocVQA" in averages["VQA"]["missing"] and "GQA" not in averages["VQA"]["missing"]
-    assert averages["All"]["hit@1"] == pytest.approx(30)
-    assert averages["OOD"]["hit@1"] == pytest.approx(20)
-    assert averages["Retrieval"]["hit@1"] is None and len(averages["Retrieval"]["missing"]) == 12
-
-
-def test_scenes_are_averaged_over_their_own_table():
-    table = mmeb_datasets("scenes")
-    scores = {entry.name: {"hit@1": 0.2 if entry.ood else 0.6} for entry in table.values()}
-    averages = summary(scores)["averages"]
-    assert averages["All"]["hit@1"] == pytest.approx(40) and averages["All"]["of"] == len(table)
-    assert (averages["IND"]["hit@1"], averages["OOD"]["hit@1"]) == (pytest.approx(60), pytest.approx(20))
-    assert not averages["Grounding"]["missing"]
-
-
-# ----------------------------------------------------------------------------------------------- whole runs
 
 
 def write_texts(folder, datasets):
@@ -159,17 +33,31 @@ def write_texts(folder, datasets):
     return folder
 
 
-class Planted:
+class Planted(torch.nn.Module):
     """A model that puts each text at a planted angle, and keeps what it was asked for."""
 
     def __init__(self, angles):
+        super().__init__()
         self.angles = angles
         self.asked = []
+        self.max_seq_length = None
 
-    def encode(self, messages, **kwargs):
+    def tokenizer(self, texts, **_):
+        return {"input_ids": [[0] * len(text) for text in texts]}
+
+    def get_embedding_dimension(self):
+        return 2
+
+    def encode(self, messages, **_):
         texts = [message[-1]["content"][-1]["text"] for message in messages]
         self.asked += texts
         return torch.tensor([[np.cos(self.angles[text]), np.sin(self.angles[text])] for text in texts])
+
+
+def plant(monkeypatch, angles):
+    model = Planted(angles)
+    monkeypatch.setattr(evaluation, "load_embedder", lambda name: Embedder(model, ImageBudget()))
+    return model
 
 
 def test_a_run_encodes_each_distinct_input_once_and_writes_its_files(tmp_path, monkeypatch):
@@ -181,14 +69,15 @@ def test_a_run_encodes_each_distinct_input_once_and_writes_its_files(tmp_path, m
             "two": [("owl", ["an owl", "a dog", "a cat", "cat"]), ("cat", ["a cat", "an owl", "a dog"])],
         },
     )
-    model = Planted(near)
-    monkeypatch.setattr(evaluation, "load_embedder", lambda name: Embedder(model, ImageBudget()))
-    result = evaluate("planted", data, tmp_path / "new" / "scores")
+    model = plant(monkeypatch, near)
+    output = tmp_path / "new" / "scores"
+    result = evaluate("planted", data, output)
     assert sorted(model.asked) == sorted(near)
     assert result["datasets"] == {"one": 100, "two": 100}
 
-    files = {path.name: json.loads(path.read_text()) for path in (tmp_path / "new" / "scores").iterdir()}
-    assert files.keys() == {"one_score.json", "two_score.json", "summary.json"}
+    files = {path.name: json.loads(path.read_text()) for path in output.glob("*.json")}
+    assert files.keys() == {"one_score.json", "two_score.json", "summary.json", "leaderboard.json"}
+    assert (output / "table.md").exists()
     assert files["summary.json"] == json.loads(json.dumps(result))
     assert files["summary.json"]["model"] == "planted"
     assert (files["two_score.json"]["hit@1"], files["two_score.json"]["num_data"]) == (1.0, 2)
@@ -199,16 +88,69 @@ def test_a_run_encodes_each_distinct_input_once_and_writes_its_files(tmp_path, m
     assert evaluate("planted", data, tmp_path / "scores", ["one"])["datasets"] == {"one": 100}
 
 
+def test_a_run_that_goes_on_encodes_what_is_missing_and_gives_the_same(tmp_path, monkeypatch):
+    angles = {f"text {i}": i / 10 for i in range(40)}
+    texts = list(angles)
+    rows = [(text, [texts[i - 1], *texts[i % 7 :: 7]]) for i, text in enumerate(texts)]
+    data = write_texts(tmp_path / "data", {"one": rows[:10], "two": rows[10:]})
+    model = plant(monkeypatch, angles)
+    whole = evaluate("planted", data, tmp_path / "whole", batch_size=1)
+    model.asked.clear()
+    assert evaluate("planted", data, tmp_path / "whole", batch_size=1) == whole
+    assert not model.asked
+
+    encode, calls = model.encode, []
+
+    def stop(messages, **options):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(len(messages))
+        return encode(messages, **options)
+
+    monkeypatch.setattr(evaluation, "WRITE_EVERY", -1.0)
+    monkeypatch.setattr(model, "encode", stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate("planted", data, tmp_path / "stopped", batch_size=1)
+    assert sum(calls) == len(model.asked) > 0
+    monkeypatch.setattr(model, "encode", encode)
+    again = evaluate("planted", data, tmp_path / "stopped", batch_size=1)
+    assert sorted(model.asked) == sorted(texts)
+    assert again == whole
+
+
+def test_another_model_image_or_data_shares_nothing(tmp_path, monkeypatch, pictures):
+    """Embeddings are kept by content: a changed picture under the same path is another input."""
+    model = plant(monkeypatch, {"a": 0.0, "b": 1.0})
+    data = write_texts(tmp_path / "data", {"mine": [("a", ["a", "b"])]})
+    first = evaluate("planted", data, tmp_path / "scores")
+    monkeypatch.setattr(evaluation, "load_embedder", lambda name: Embedder(model, ImageBudget((4, 16))))
+    model.asked.clear()
+    second = evaluate("planted", data, tmp_path / "scores")
+    assert sorted(model.asked) == ["a", "b"]
+    assert first["data_hash"] == second["data_hash"]
+    path = str(tmp_path / "0.png")
+    pictures[0].save(path)
+    key = ContentKeys()(Side(image=path))
+    assert ContentKeys()(Side(image=path)) == key
+    pictures[1].save(path)
+    assert ContentKeys()(Side(image=path)) != key
+    assert len({ContentKeys()(side) for side in (Side("x", "y"), Side("", "x y"), Side("x"), Side(text="x"))}) == 4
+
+
+def test_a_model_is_known_by_its_files_wherever_they_lie(tiny_backbone, tmp_path):
+    save_checkpoint(tiny_backbone(), tmp_path / "one", {"stage": "a"})
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    (tmp_path / "two" / "cocoa.json").write_text("{}")
+    (tmp_path / "two" / "README.md").write_text("of another day")
+    assert hash_folder(tmp_path / "one") == hash_folder(tmp_path / "two")
+    (tmp_path / "two" / "chat_template.jinja").write_text("another template")
+    assert hash_folder(tmp_path / "one") != hash_folder(tmp_path / "two")
+
+
 def test_a_run_scores_the_split_that_is_asked_for(tmp_path, monkeypatch):
     folder = write_texts(tmp_path, {"mine": [("x", ["x", "y"])]})
     (folder / "mine" / "test-00000-of-00001.parquet").rename(folder / "mine" / "validation-00000-of-00001.parquet")
-    vectors = {"x": [1.0, 0.0], "y": [0.0, 1.0]}
-
-    def embed(self, sides, batch_size=8):
-        return torch.tensor([vectors[side.text] for side in sides])
-
-    monkeypatch.setattr(Embedder, "embed", embed)
-    monkeypatch.setattr(evaluation, "load_embedder", lambda model: Embedder(None, ImageBudget()))
+    plant(monkeypatch, {"x": 0.0, "y": 1.5})
     found = evaluate("model", folder, tmp_path / "scores", split="validation")
     assert (found["datasets"], found["split"]) == ({"mine": 100.0}, "validation")
     with pytest.raises(CocoaError, match="no split 'test'"):
@@ -219,7 +161,8 @@ def test_the_photographs_are_scored_in_every_form(tiny_backbone_path, photo_data
     result = evaluate(tiny_backbone_path(), photo_data / "MMEB-eval", tmp_path)
     names = [dataset.name for dataset in read_eval(photo_data / "MMEB-eval")]
     assert list(result["datasets"]) == names and len(names) == 8
-    assert {path.name for path in tmp_path.iterdir()} == {f"{name}_score.json" for name in names} | {"summary.json"}
+    written = {f"{name}_score.json" for name in names} | {"summary.json", "leaderboard.json", "table.md", "embeddings"}
+    assert {path.name for path in tmp_path.iterdir()} == written
     assert result["averages"]["OOD"]["datasets"] == 2  # EDIS, RefCOCO-Matching
     assert result["image"] == {"tokens": [4, 576], "resize": "aspect"}
     with pytest.raises(CocoaError, match=r"no data set 'Nothing'.*there are A-OKVQA"):
@@ -289,7 +232,7 @@ def test_images_are_squashed_where_the_checkpoint_says_so(tiny_backbone, picture
     if from_hub:
         name = "someone/cocoa"
         monkeypatch.setattr(evaluation, "load_file_path", lambda model, file: str(tmp_path / file))
-        monkeypatch.setattr(evaluation, "SentenceTransformer", lambda model: SentenceTransformer(str(tmp_path)))
+        monkeypatch.setattr(evaluation, "SentenceTransformer", lambda model, **_: SentenceTransformer(str(tmp_path)))
     embedder = load_embedder(name)
     found = embedder.embed(sides_of(pictures))
     squashed = plain(tmp_path, sides_of(pictures), resize=(112, 112))  # 16 tokens of 28 x 28 px

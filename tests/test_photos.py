@@ -8,8 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from PIL import Image
 
+from cocoa.images import load_image
 from cocoa.mmeb import check_eval_images, list_subsets, read_eval, read_train
-from cocoa.pairs import check_images, load_image
+from cocoa.pairs import check_images
 from cocoa.photos import write_photos
 
 PHOTOS = Path(str(resources.files("cocoa").joinpath("data/photos")))

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from cocoa.errors import CocoaError
-from cocoa.evaluation import rank
 from cocoa.gallery import Gallery, gallery
+from cocoa.metrics import rank
 from cocoa.mmeb import EvalDataset
 from cocoa.pairs import Side
 from cocoa.rebuild import RebuiltImage, RebuiltText, Word

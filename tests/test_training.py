@@ -11,7 +11,8 @@ from sentence_transformers.sentence_transformer.losses import CachedMultipleNega
 from toy import arguments, content_rows, toy_pairs, with_adapters
 from transformers import Trainer, TrainerCallback
 
-from cocoa.checkpoint import as_sentence_transformer, embed
+from cocoa.checkpoint import as_sentence_transformer
+from cocoa.embedding import embed
 from cocoa.errors import CocoaError
 from cocoa.pairs import Side
 from cocoa.stages import contrastive, eos_bridge, joint_reconstruction

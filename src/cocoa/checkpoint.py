@@ -8,8 +8,6 @@ needs `cocoa` or `trust_remote_code`.
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,21 +15,14 @@ from typing import Any
 import sentence_transformers
 import torch
 import transformers
-from rich.progress import track
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
-from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 import cocoa
 from cocoa.backbone import Backbone
-from cocoa.inputs import ImageBudget, chat_messages
-from cocoa.pairs import Side
 
-CHUNK = 256
-"""Sides whose images are in memory at once."""
 RECORD_NAME = "cocoa.json"
 """File in a checkpoint that says how it was made; no reader needs it."""
 LOG_NAME = "training_log.json"
@@ -96,30 +87,6 @@ def as_sentence_transformer(backbone: Backbone) -> SentenceTransformer:
     dimension = backbone.model.config.text_config.hidden_size
     model = SentenceTransformer(modules=[transformer, Pooling(dimension, "lasttoken"), Normalize()])
     return model.to(backbone.model.device)
-
-
-def embed(
-    model: SentenceTransformer, images: ImageBudget, sides: Sequence[Side], batch_size: int = 8, progress: bool = False
-) -> Tensor:
-    """Embeddings of sides, rendered as in training: (len(sides), D), float32, on the CPU.
-
-    Normalised once more in float32: in bfloat16 sentence-transformers' lengths are off by up to 0.4 %, enough
-    to change who is nearest.
-
-    Args:
-        model: of sentence-transformers.
-        images: says whether images are squashed to a square.
-        sides: what to embed.
-        batch_size: sides embedded at once.
-        progress: show a bar on a terminal.
-    """
-    chunks = [sides[start : start + CHUNK] for start in range(0, len(sides), CHUNK)]
-    embeddings = []
-    for chunk in track(chunks, "embedding", disable=not (progress and sys.stderr.isatty())):
-        messages = [chat_messages(side, images) for side in chunk]
-        encoded = model.encode(messages, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
-        embeddings.append(F.normalize(encoded.float(), dim=-1).cpu())
-    return torch.cat(embeddings)
 
 
 def _save_side_files(backbone: Backbone, folder: Path) -> None:

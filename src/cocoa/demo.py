@@ -30,6 +30,7 @@ from cocoa.recipe import Recipe, load_recipe
 from cocoa.report import RIVALS, Report, score_rows, write_report
 from cocoa.report_curves import read_stage
 from cocoa.scenes.write import write_scenes
+from cocoa.scores import write_scores
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,8 @@ def run(output: Path, backbone: str = EMBEDDED[0], seed: int = 42, say: Callable
     for name in MODELS:
         embedder = load_embedder(demo.folders.get(name, backbone))
         demo.embeddings[name] = encode(demo.datasets, embedder, batch_size=64)
-        found = score(demo.datasets, demo.embeddings[name], output / "scores" / name, {})
+        scores = score(demo.datasets, demo.embeddings[name])
+        found = write_scores(output / "scores" / name, scores, {"model": name})
         demo.models[name] = {_group(group): average["hit@1"] for group, average in found["averages"].items()}
     demo.seconds["scores"] = time.perf_counter() - started
     say("5/5 report: losses, rebuilt pictures and captions, what was found (report.html)")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cocoa.evaluation import rank
+from cocoa.metrics import rank
 from cocoa.mmeb import EvalDataset
 from cocoa.pairs import Side
 
@@ -55,7 +55,7 @@ class Gallery:
 
 
 def gallery(dataset: EvalDataset, embeddings: Tensor, rows: Sequence[int], top: int = 5) -> list[Found]:
-    """Rank the candidates of some queries, by the rules of `cocoa.evaluation.rank`.
+    """Rank the candidates of some queries, by the rules of `cocoa.metrics.rank`.
 
     The right candidate stands last among equals, and its exact duplicates leave the list, so that its place in
     the order is its rank.

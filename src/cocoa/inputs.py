@@ -10,7 +10,8 @@ from typing import Any, Literal
 from PIL import Image
 
 from cocoa.errors import CocoaError
-from cocoa.pairs import Side, load_image
+from cocoa.images import load_image
+from cocoa.pairs import Side
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ A folder whose name is not one of the 36 data sets is a data set too (`cocoa.cat
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,8 @@ from cocoa.catalogue import (
     pair_reader,
 )
 from cocoa.errors import CocoaError
-from cocoa.pairs import Pair, PairSet, Side, check_image_files, sample_rows
+from cocoa.images import check_image_files, image_locator
+from cocoa.pairs import Pair, PairSet, Side, sample_rows
 
 
 def list_subsets(folder: str | Path) -> list[str]:
@@ -94,6 +94,17 @@ def _read_split(folder: Path, split: str, needed: Sequence[str], optional: Seque
 
 # ---------------------------------------------------------------------------------------------- MMEB-train
 
+TRAIN_IMAGES = ("qry_image_path", "pos_image_path")
+
+
+def _first_image(table: pa.Table, columns: Sequence[str]) -> str:
+    """The first image path of a table; empty if it has none."""
+    for column in columns:
+        there = pc.index(pc.not_equal(pc.fill_null(table[column], ""), ""), True).as_py()
+        if there >= 0:
+            return table[column][there].as_py()
+    return ""
+
 
 def read_train(
     folder: str | Path,
@@ -110,7 +121,8 @@ def read_train(
         split: which files of each folder to read.
         subsets: names of data sets, or `all`.
         max_rows_per_subset: read no more than that many rows of each, a random sample that `seed` decides.
-        image_root: what image paths are relative to; by default `folder`.
+        image_root: the folder or archive that image paths are relative to; by default `folder`, or the archives
+            in it or in its `images_zip` (`cocoa.images.image_locator`).
         seed: of the sample.
 
     Returns:
@@ -120,12 +132,11 @@ def read_train(
         CocoaError: a folder, split, subset, shard or column is missing.
     """
     folder = Path(folder)
-    root = os.path.abspath(image_root or folder)
     result = PairSet()
     for name in select_subsets(subsets, list_subsets(folder), str(folder)):
         table = _read_split(folder / name, split, TRAIN_COLUMNS, NEGATIVE_COLUMNS)
         rows = sample_rows(len(table), max_rows_per_subset, name, seed)
-        to_pair = pair_reader(name, lambda path: os.path.join(root, path))
+        to_pair = pair_reader(name, image_locator(folder, _first_image(table, TRAIN_IMAGES), image_root))
         for row, record in zip(rows, table.take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
             pair = to_pair(record, row)
             if isinstance(pair, Pair):
@@ -138,7 +149,6 @@ def read_train(
 # ---------------------------------------------------------------------------------------------- MMEB-eval
 
 EVAL_COLUMNS = ("qry_inst", "qry_img_path", "tgt_inst", "tgt_img_path")
-EVAL_IMAGE_FOLDERS = ("", "images", "eval_images")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +168,13 @@ class EvalDataset:
     queries: np.ndarray
     candidates: list[np.ndarray]
 
+    def first_rows(self) -> list[int]:
+        """The first row that each input stands in: (inputs,)."""
+        found = np.zeros(len(self.inputs), np.int64)
+        for row in reversed(range(len(self.queries))):
+            found[self.candidates[row]] = found[self.queries[row]] = row
+        return found.tolist()
+
 
 def read_eval(
     folder: str | Path,
@@ -169,7 +186,7 @@ def read_eval(
 
     Plain: `qry_text, qry_img_path, tgt_text[], tgt_img_path[]`, the instruction inside the texts. Split (with
     `qry_inst` and mostly `tgt_inst`): instructions apart; the image columns may be absent. Image paths are
-    relative to `folder`, or to `images` or `eval_images` in it, unless `image_root` is given.
+    relative to `folder`, to `images` or `eval_images` in it, or to an archive in it, unless `image_root` is given.
 
     Raises:
         CocoaError: a folder, subset, split or column is missing, a row's candidate lists are empty or differ
@@ -182,17 +199,16 @@ def read_eval(
         missing = [column for column in ("qry_img_path", "tgt_img_path") if column not in table.column_names]
         if missing and "qry_inst" not in table.column_names:
             raise CocoaError(f"{folder / name}: no column {', '.join(missing)} in split {split!r}; download it again")
-        roots = [str(image_root)] if image_root else [os.path.join(folder, sub) for sub in EVAL_IMAGE_FOLDERS]
         for column in ("tgt_text", "tgt_img_path"):
             if column in table.column_names and not pa.types.is_list(table[column].type):
                 raise CocoaError(f"{folder / name}: column {column} holds no lists (of one string a candidate)")
         if not len(table):
             raise CocoaError(f"{folder / name}: no rows in split {split!r}; download it again")
-        found.append(_eval_dataset(name, table, [os.path.abspath(root) for root in roots]))
+        found.append(_eval_dataset(name, table, folder, image_root))
     return found
 
 
-def _eval_dataset(name: str, table: pa.Table, roots: Sequence[str]) -> EvalDataset:
+def _eval_dataset(name: str, table: pa.Table, folder: Path, image_root: str | Path | None) -> EvalDataset:
     known, query_instructions, target_instructions = instructions_of(name)
     counts = pc.fill_null(pc.list_value_length(table["tgt_text"]), 0).to_numpy()
     columns = {column: table[column] for column in table.column_names}
@@ -211,7 +227,7 @@ def _eval_dataset(name: str, table: pa.Table, roots: Sequence[str]) -> EvalDatas
     query_paths = _encode(columns.get("qry_img_path"), len(table))
     target_paths = _encode(columns.get("tgt_img_path"), counts.sum())
     first = next((path for path in (*query_paths[1], *target_paths[1]) if path), "")
-    root = next((root for root in roots if os.path.exists(os.path.join(root, first))), roots[0])
+    locate = image_locator(folder, first, image_root)
     inputs: dict[Side, int] = {}
 
     def index(instruction: _Encoded, text: _Encoded, path: _Encoded, instructions: tuple[str, ...]) -> np.ndarray:
@@ -222,7 +238,7 @@ def _eval_dataset(name: str, table: pa.Table, roots: Sequence[str]) -> EvalDatas
         for i, number in enumerate(distinct.tolist()):
             rest, p = divmod(number, len(path[1]))
             said, content = clean(instruction[1][rest // len(text[1])]), text[1][rest % len(text[1])]
-            image = os.path.join(root, path[1][p]) if path[1][p] else None
+            image = locate(path[1][p]) if path[1][p] else None
             if said:
                 side = Side(said, clean(content), image)
             else:
@@ -263,16 +279,13 @@ def _encode(column: pa.ChunkedArray | None, rows: int) -> _Encoded:
     return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
 
 
-def check_eval_images(found: Iterable[EvalDataset]) -> None:
-    """Sees that every image file of the evaluation sets exists, as `pairs.check_images` does for pairs."""
+def check_eval_images(found: Iterable[EvalDataset], root: str | Path | None = None) -> None:
+    """Sees that every image file of the evaluation sets exists (and lies in `root`), as `check_image_files` does."""
 
     def images() -> Iterator[tuple[str, str, int]]:
         for dataset in found:
-            first_row = np.zeros(len(dataset.inputs), np.int64)
-            for row in reversed(range(len(dataset.queries))):
-                first_row[dataset.candidates[row]] = first_row[dataset.queries[row]] = row
-            for side, row in zip(dataset.inputs, first_row.tolist(), strict=True):
+            for side, row in zip(dataset.inputs, dataset.first_rows(), strict=True):
                 if isinstance(side.image, str):
                     yield side.image, dataset.name, row
 
-    check_image_files(images())
+    check_image_files(images(), None if root is None else str(root))

@@ -9,19 +9,14 @@ The readers are `cocoa.mmeb` (the MMEB layouts) and `cocoa.sources` (everything 
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from cocoa.errors import CocoaError
-
-ImageRef = str | Image.Image
-"""An image in memory, or the absolute path of its file."""
+from cocoa.images import ImageRef, check_image_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,32 +82,6 @@ class PairSet:
     def leave_out(self, dataset: str, reason: str) -> None:
         """Counts one row that is not in `pairs`."""
         self.left_out.setdefault(dataset, Counter())[reason] += 1
-
-
-def load_image(image: ImageRef) -> Image.Image:
-    """The image as upright RGB (EXIF rotation applied; CMYK, greyscale of 8 or 16 bits and palettes converted).
-
-    Transparent pixels become white.
-
-    Raises:
-        CocoaError: the file is missing or no readable image; the message names it.
-    """
-    if isinstance(image, str):
-        try:
-            with Image.open(image) as opened:
-                opened.load()
-                image = opened
-        except FileNotFoundError:
-            raise CocoaError(f"{image}: no such image file; check the data folder or `image_root`") from None
-        except (OSError, Image.DecompressionBombError) as error:
-            raise CocoaError(f"{image}: not a readable image ({error}); replace it or drop its row") from None
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to white
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,30 +206,3 @@ def check_images(pairs: Iterable[Pair]) -> None:
     """
     sides = ((s, p) for p in pairs for s in (p.query, p.target, *p.negatives))
     check_image_files((s.image, p.dataset, p.row) for s, p in sides if isinstance(s.image, str))
-
-
-def check_image_files(images: Iterable[tuple[str, str, int]]) -> None:
-    """`check_images` for (path, data set, row) triples."""
-    listings: dict[str, set[str]] = {}
-    seen: set[str] = set()
-    missing: list[tuple[str, str, int]] = []
-    for path, dataset, row in images:
-        if path in seen:
-            continue
-        seen.add(path)
-        folder, name = os.path.split(path)
-        if folder not in listings:
-            try:
-                with os.scandir(folder or ".") as entries:
-                    listings[folder] = {entry.name for entry in entries}
-            except (FileNotFoundError, NotADirectoryError):
-                listings[folder] = set()
-        if name not in listings[folder]:
-            missing.append((path, dataset, row))
-    if missing:
-        path, dataset, row = missing[0]
-        raise CocoaError(
-            f"{path}: no such image file (data set {dataset}, row {row}); {len(missing)} of {len(seen)} are "
-            f"missing; unpack the data set's images, or name the folder that holds them (`data.image_root`, or "
-            f"--image-root of cocoa evaluate)"
-        )

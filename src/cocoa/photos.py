@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from cocoa.pairs import load_image
+from cocoa.images import load_image
 
 Photo = dict[str, Any]
 Rows = dict[str, list[tuple[Any, ...]]]

@@ -28,9 +28,11 @@ from transformers import set_seed
 from cocoa.adapters import adapted_layers, add_adapters, describe, merge_adapters
 from cocoa.backbone import Backbone, load_backbone
 from cocoa.catalogue import stage_rows
-from cocoa.checkpoint import LOG_NAME, as_sentence_transformer, embed, read_record, save_checkpoint
+from cocoa.checkpoint import LOG_NAME, as_sentence_transformer, read_record, save_checkpoint
+from cocoa.embedding import embed
 from cocoa.errors import CocoaError
-from cocoa.pairs import ContentPair, Pair, Side, check_image_files, check_images, hold_out, limit_rows
+from cocoa.images import check_image_files
+from cocoa.pairs import ContentPair, Pair, Side, check_images, hold_out, limit_rows
 from cocoa.recipe import DTYPES, Recipe, Stage
 from cocoa.sources import load_pairs
 from cocoa.stages import contrastive, eos_bridge, joint_reconstruction

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cocoa.gallery import Gallery
-from cocoa.pairs import ImageRef, load_image
+from cocoa.images import ImageRef, load_image
 from cocoa.preview_html import data_uri, page_environment, write_page
 from cocoa.rebuild import RebuiltImage, RebuiltText
 from cocoa.report_curves import HEIGHT, WIDTH, stage_charts

@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from cocoa.backbone import Backbone
-from cocoa.checkpoint import embed
+from cocoa.embedding import embed
 from cocoa.pairs import Pair
 
 

@@ -1,0 +1,101 @@
+"""Embeddings on disk, by the content of model and input: what was encoded once is not encoded again.
+
+A folder holds shards, each written whole or not at all, so that a run may stop at any moment and several
+processes may write beside each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cocoa.images import ImageRef, read_image_bytes
+from cocoa.pairs import Side
+
+KEY_BYTES = 16
+MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".txt", ".model")
+"""Endings of the files that decide what a model makes of an input."""
+NO_MODEL_FILES = ("cocoa.json", "training_log.json", "adapter", "patch_decoder")
+
+
+class EmbeddingCache:
+    """The embeddings of one model.
+
+    Args:
+        folder: of this model alone, see `fingerprint`; made when the first shard is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows: dict[bytes, Tensor] = {}
+
+    def read(self) -> None:
+        """Take in every shard of the folder."""
+        for path in sorted(self.folder.glob("*.safetensors")):
+            shard = load_file(path)
+            keys = shard["keys"].numpy()  # (N, KEY_BYTES)
+            self.rows |= {key.tobytes(): row for key, row in zip(keys, shard["embeddings"], strict=True)}
+
+    def write(self, keys: Sequence[bytes], embeddings: Tensor) -> None:
+        """Add rows (N, D), and put them on disk as one shard."""
+        self.rows |= dict(zip(keys, embeddings, strict=True))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        packed = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).reshape(-1, KEY_BYTES)
+        path = self.folder / f"{hashlib.blake2b(b''.join(keys), digest_size=8).hexdigest()}.safetensors"
+        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+        save_file({"keys": packed, "embeddings": embeddings.contiguous()}, unfinished)
+        os.replace(unfinished, path)
+
+
+def fingerprint(*facts: object) -> str:
+    """A short name for what an embedding depends on besides its input."""
+    return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
+
+
+def hash_folder(folder: Path, endings: Sequence[str] = MODEL_FILES) -> str:
+    """A hash of a folder's files by name and content, wherever it lies and whatever made it."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.suffix in endings and path.is_file() and name.parts[0] not in NO_MODEL_FILES:
+            digest.update(f"{name.as_posix()}\0{hash_file(path)}\0".encode())
+    return digest.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """A hash of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+class ContentKeys:
+    """Keys of inputs by their content; each image file is read once."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, bytes] = {}
+
+    def __call__(self, side: Side) -> bytes:
+        """`KEY_BYTES` bytes that stand for what the model would read.
+
+        Raises:
+            CocoaError: the image file cannot be read.
+        """
+        digest = hashlib.blake2b(side.instruction.strip().encode(), digest_size=KEY_BYTES)
+        digest.update(b"\0" + side.text.strip().encode() + b"\0")
+        if side.image is not None:
+            digest.update(self._image(side.image))
+        return digest.digest()
+
+    def _image(self, image: ImageRef) -> bytes:
+        if isinstance(image, Image.Image):
+            return f"{image.mode}{image.size}".encode() + image.tobytes()
+        if image not in self._files:
+            self._files[image] = hashlib.blake2b(read_image_bytes(image), digest_size=KEY_BYTES).digest()
+        return self._files[image]

@@ -1,0 +1,213 @@
+"""Image files: where they lie (folders and archives), whether all are there, and reading them as upright RGB.
+
+A member of an archive has a path as if the archive were a folder: `/data/images.zip/A-OKVQA/image_0.jpg`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from cocoa.errors import CocoaError
+
+ImageRef = str | Image.Image
+"""An image in memory, or the absolute path of its file."""
+IMAGE_FOLDERS = ("", "images", "eval_images")
+"""Where in a data folder the image paths of MMEB may start."""
+ARCHIVE_FOLDERS = ("", "images_zip", "images")
+"""Where in it archives are looked for: MMEB-eval has one `images.zip`, MMEB-train one a data set."""
+
+
+def load_image(image: ImageRef) -> Image.Image:
+    """The image as upright RGB (EXIF rotation applied; CMYK, greyscale of 8 or 16 bits and palettes converted).
+
+    Transparent pixels become white; of an animation the first frame is taken.
+
+    Raises:
+        CocoaError: the file is missing or no readable image; the message names it.
+    """
+    if isinstance(image, str):
+        try:
+            with Image.open(_source(image)) as opened:
+                opened.load()
+                image = opened
+        except FileNotFoundError:
+            raise CocoaError(f"{image}: no such image file; check the data folder or `image_root`") from None
+        except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
+            raise CocoaError(f"{image}: not a readable image ({error}); replace it or drop its row") from None
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to white
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def image_size(image: ImageRef) -> tuple[int, int]:
+    """Width and height as the file's header says, before any rotation; (0, 0) if it cannot be told."""
+    if isinstance(image, Image.Image):
+        return image.size
+    try:
+        with Image.open(_source(image)) as opened:
+            return opened.size
+    except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError):
+        return 0, 0
+
+
+def read_image_bytes(image: str) -> bytes:
+    """The file's content, whatever it is.
+
+    Raises:
+        CocoaError: it cannot be read.
+    """
+    try:
+        source = _source(image)
+        return source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise CocoaError(f"{image}: cannot be read ({error}); check the data folder or `image_root`") from None
+
+
+def _source(path: str) -> str | io.BytesIO:
+    """What Pillow opens: the path of a file, or an archive member's content."""
+    archive, member = split_archive(path)
+    if not archive:
+        return path
+    try:
+        return io.BytesIO(_open_archive(archive, os.getpid()).read(member))
+    except KeyError:
+        raise FileNotFoundError(path) from None
+
+
+def split_archive(path: str) -> tuple[str, str]:
+    """Archive and member of a path; two empty strings for a file that is in no archive."""
+    head, found, member = path.partition(".zip/")
+    return (f"{head}.zip", member) if found and os.path.isfile(f"{head}.zip") else ("", "")
+
+
+@cache
+def _open_archive(path: str, process: int) -> zipfile.ZipFile:
+    """An open archive, one a process: a forked one would share, and move, its place in the file."""
+    return zipfile.ZipFile(path)
+
+
+@cache
+def _archive_folders(path: str) -> dict[str, set[str]]:
+    """The names in each folder of an archive."""
+    folders: dict[str, set[str]] = {}
+    try:
+        names = _open_archive(path, os.getpid()).namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise CocoaError(f"{path}: not a readable archive ({error}); download it again") from None
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        folders.setdefault(folder, set()).add(file)
+    return folders
+
+
+def image_locator(folder: str | Path, first: str, image_root: str | Path | None = None) -> Callable[[str], str]:
+    """A function from image paths as they stand in a data set to the paths of their files.
+
+    Absolute paths count from the root too, so that none leaves it; `check_image_files` refuses `..`.
+
+    Args:
+        folder: of the data; paths are relative to it or to one of `IMAGE_FOLDERS`, in it or in an archive.
+        first: an image path of the data set, which tells where the others are.
+        image_root: the folder or archive that paths are relative to, where it is known.
+    """
+    places = [(os.path.abspath(image_root), "")] if image_root else _places(os.path.abspath(folder))
+    prefix, cut = next((place for place in places if _exists(_join(*place, first))), places[0])
+    return lambda path: _join(prefix, cut, path)
+
+
+def _places(folder: str) -> list[tuple[str, str]]:
+    """(prefix, what to cut off a path before it) in the order they are tried."""
+    places = [(os.path.join(folder, name).rstrip("/"), "") for name in IMAGE_FOLDERS]
+    for name in ARCHIVE_FOLDERS:
+        for archive in sorted(Path(folder, name).glob("*.zip")):
+            places += [(str(archive), ""), (str(archive), "images/"), (f"{archive}/images", "")]
+    return places
+
+
+def _join(prefix: str, cut: str, path: str) -> str:
+    return f"{prefix}/{path.removeprefix(cut)}"
+
+
+def _exists(path: str) -> bool:
+    archive, member = split_archive(path)
+    if not archive:
+        return os.path.exists(path)
+    inside, _, name = member.rpartition("/")
+    return name in _archive_folders(archive).get(inside, ())
+
+
+def check_image_files(images: Iterable[tuple[str, str, int]], root: str | None = None) -> None:
+    """Sees that every image file exists, listing each directory once.
+
+    Args:
+        images: (path, data set, row) each.
+        root: the folder that images must not leave, by `..` or by a symbolic link; a link into the `blobs` of
+            the hub cache that the folder is in is how a download lies on the disk. None: they may be anywhere.
+
+    Raises:
+        CocoaError: names the first missing or straying file, its data set and row, and how many are missing.
+    """
+    listings: dict[str, set[str]] = {}
+    seen: set[str] = set()
+    missing: list[tuple[str, str, int]] = []
+    for path, dataset, row in images:
+        if path in seen:
+            continue
+        seen.add(path)
+        folder, name = os.path.split(path)
+        if root is not None and (".." in path.split("/") or not _is_inside(path, os.path.abspath(root))):
+            raise CocoaError(
+                f"{path}: outside of the data folder (data set {dataset}, row {row}); copy the image into it"
+            )
+        if folder not in listings:
+            listings[folder] = _names(folder)
+        if name not in listings[folder]:
+            missing.append((path, dataset, row))
+    if missing:
+        path, dataset, row = missing[0]
+        raise CocoaError(
+            f"{path}: no such image file (data set {dataset}, row {row}); {len(missing)} of {len(seen)} are "
+            f"missing; unpack the data set's images, or name the folder that holds them (`data.image_root`, or "
+            f"--image-root of cocoa evaluate)"
+        )
+
+
+def _names(folder: str) -> set[str]:
+    """The names in a folder, or in one of an archive."""
+    archive, inside = split_archive(f"{folder}/")
+    if archive:
+        return _archive_folders(archive).get(inside.rstrip("/"), set())
+    try:
+        with os.scandir(folder or ".") as entries:
+            return {entry.name for entry in entries}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def _is_inside(path: str, root: str) -> bool:
+    """Whether a file, its links followed, is below the root or in the blobs of the hub cache around it."""
+    real = os.path.join(_real_folder(os.path.dirname(path)), os.path.basename(path))
+    if os.path.islink(real):
+        real = os.path.realpath(real)
+    allowed = [os.path.realpath(root)]
+    repo, _, _ = root.partition("/snapshots/")
+    if repo != root:
+        allowed.append(os.path.join(os.path.realpath(repo), "blobs"))
+    return any(real == folder or real.startswith(f"{folder}/") for folder in allowed)
+
+
+@cache
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)

@@ -1,0 +1,123 @@
+"""What an evaluation leaves in its folder: score files that other tools read, and a table beside published numbers.
+
+`<dataset>_score.json` is flat, as VLM2Vec's; `leaderboard.json` is what MMEB's leaderboard takes; `table.md` is for
+people. All of them say which model and data they are of.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cocoa.catalogue import datasets
+from cocoa.checkpoint import write_json
+from cocoa.metrics import GROUPS, summary
+
+MISSING = "FILE_N/A"
+"""What the leaderboard writes in place of a data set that was not scored."""
+
+
+def write_scores(output: Path, scores: dict[str, dict[str, float]], about: dict[str, Any]) -> dict[str, Any]:
+    """Write every file, and return the summary.
+
+    Args:
+        output: made where it does not exist.
+        scores: the metrics of each data set.
+        about: what else there is to say: `model`, `model_hash`, `data_hash` by data set, `image`, `versions`, ...
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    for name, score in scores.items():
+        facts: dict[str, Any] = {key: about[key] for key in ("model", "model_hash", "split") if key in about}
+        if name in about.get("data_hash", {}):
+            facts["data_hash"] = about["data_hash"][name]
+        write_json(output / f"{name}_score.json", score | facts)
+    result = summary(scores) | about
+    write_json(output / "summary.json", result)
+    write_json(output / "leaderboard.json", leaderboard(scores, about))
+    (output / "table.md").write_text(markdown(result), encoding="utf-8")
+    return result
+
+
+def leaderboard(scores: dict[str, dict[str, float]], about: dict[str, Any]) -> dict[str, Any]:
+    """The JSON that MMEB's leaderboard takes; data sets that are not MMEB's are not in it.
+
+    Release date and address of the model are left for its owner to fill in.
+    """
+    facts = about.get("facts", {})
+    metadata: dict[str, Any] = {
+        "model_name": Path(str(about["model"])).name,
+        "model_backbone": facts.get("backbone"),
+        "model_size": facts.get("billions"),
+        "embedding_dimension": facts.get("dimension"),
+        "max_length_tokens": facts.get("max_length"),
+        "model_release_date": None,
+        "data_source": "Self-Reported",
+        "url": None,
+        "report_generated_date": date.today().isoformat(),
+        **{key: about[key] for key in ("model_hash", "data_hash", "image", "versions") if key in about},
+    }
+    images: dict[str, Any] = {name: scores.get(name, MISSING) for name in datasets()}
+    return {"metadata": metadata, "metrics": {"image": images, "video": {}, "visdoc": {}}}
+
+
+@cache
+def published() -> tuple[dict[str, Any], ...]:
+    """Published results on MMEB-V1: `model`, and hit@1 in percent by group (`data/published.yaml`)."""
+    text = resources.files("cocoa").joinpath("data/published.yaml").read_text(encoding="utf-8")
+    return tuple(yaml.safe_load(text))
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The averages beside published ones with the gap, what is missing from them, and every data set.
+
+    An average over fewer data sets than the benchmark has is marked, and compared with nothing.
+    """
+    averages = result["averages"]
+    ours = [_average(averages[group]) for group in GROUPS]
+    lines = [
+        f"# {Path(str(result['model'])).name}: hit@1 (%)",
+        "",
+        _row("", GROUPS),
+        _row("---", ["---:"] * len(GROUPS)),
+    ]
+    lines.append(_row("**this model**", [f"**{cell}**" if cell != "-" else cell for cell in ours]))
+    if averages["All"]["datasets"] and averages["All"]["of"] == len(datasets()):
+        whole = {group: averages[group]["hit@1"] for group in GROUPS if not averages[group]["missing"]}
+        lines += [
+            _row(row["model"], [_beside(row.get(group), whole.get(group)) for group in GROUPS]) for row in published()
+        ]
+        lines += [
+            "",
+            "Published numbers as printed (arXiv 2603.01471); in brackets, by how much this model beats them.",
+        ]
+    for group in GROUPS:
+        if averages[group]["missing"]:
+            there, of = averages[group]["datasets"], averages[group]["of"]
+            lines += ["", f"\\* {group}: {there} of {of} data sets; missing: {', '.join(averages[group]['missing'])}"]
+    lines += ["", _row("data set", ["hit@1"]), _row("---", ["---:"])]
+    lines += [_row(name, [f"{hit:.1f}"]) for name, hit in result["datasets"].items()]
+    facts = ("model", "model_hash", "data", "split", "image", "versions", "recipe", "data_hash")
+    lines += ["", *[f"- {key}: `{result[key]}`" for key in facts if result.get(key)]]
+    return "\n".join(lines) + "\n"
+
+
+def _row(first: str, cells: Any) -> str:
+    return f"| {' | '.join([first, *cells])} |"
+
+
+def _average(average: dict[str, Any]) -> str:
+    if average["hit@1"] is None:
+        return "-"
+    return f"{average['hit@1']:.1f}" + ("*" if average["missing"] else "")
+
+
+def _beside(number: float | None, ours: float | None) -> str:
+    """A published number, and the gap to ours where both are there."""
+    if number is None:
+        return "-"
+    return f"{number:.1f}" if ours is None else f"{number:.1f} ({ours - number:+.1f})"

@@ -1,0 +1,184 @@
+"""Image files: every mode becomes upright RGB; folders and archives; what is missing, broken or outside is named."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cocoa.errors import CocoaError
+from cocoa.images import check_image_files, image_locator, image_size, load_image, read_image_bytes
+
+
+def save(image, path, **options):
+    image.save(path, **options)
+    return str(path)
+
+
+def test_images_become_rgb(tmp_path):
+    def colour(path, at=(0, 0)):
+        loaded = load_image(path)
+        assert loaded.mode == "RGB"
+        return loaded.getpixel(at)
+
+    assert colour(save(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), tmp_path / "cmyk.tiff")) == (255, 0, 0)
+    assert colour(save(Image.new("L", (8, 8), 128), tmp_path / "grey.png")) == (128, 128, 128)
+    assert colour(save(Image.new("LA", (8, 8), (9, 0)), tmp_path / "clear.png")) == (255, 255, 255)
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    palette.putpixel((1, 0), 1)
+    path = save(palette, tmp_path / "palette.png", transparency=1)
+    assert [colour(path, (0, 0)), colour(path, (1, 0))] == [(255, 0, 0), (255, 255, 255)]
+
+
+def test_sixteen_bit_grey_keeps_its_shades(tmp_path):
+    path = save(Image.new("I;16", (4, 4), 32768), tmp_path / "deep.png")
+    assert load_image(path).getpixel((0, 0)) == pytest.approx((128, 128, 128), abs=1)
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    image = Image.new("RGB", (64, 32), "blue")
+    image.paste("red", (0, 0, 32, 32))  # red on the left; turned clockwise, on top
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = load_image(save(image, tmp_path / "turned.png", exif=exif))
+    assert upright.size == (32, 64)
+    assert upright.getpixel((16, 8)) == (255, 0, 0)
+    assert upright.getpixel((16, 56)) == (0, 0, 255)
+    assert load_image(upright).size == (32, 64), "not turned again"
+
+
+def test_unreadable_images_are_named(tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "cut.png").write_bytes(b"")
+    whole = save(Image.effect_noise((64, 64), 50), tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes(Path(whole).read_bytes()[:1000])
+    for name, reason in (
+        ("missing.png", "no such image file"),
+        ("text.jpg", "not a readable image"),
+        ("cut.png", "not a readable image"),
+        ("half.png", "not a readable image"),
+    ):
+        with pytest.raises(CocoaError, match=rf"{name}: {reason}"):
+            load_image(str(tmp_path / name))
+
+
+def test_a_picture_too_large_to_open_is_named(tmp_path, monkeypatch):
+    path = save(Image.new("RGB", (64, 64)), tmp_path / "vast.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(CocoaError, match=r"vast\.png"):
+        load_image(path)
+
+
+def test_an_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    path = tmp_path / "moving.gif"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    assert load_image(str(path)).getpixel((0, 0)) == (255, 0, 0)
+
+
+# ------------------------------------------------------------------------------------------ folders, archives
+
+
+def archive(path, **members):
+    """A zip of pictures of a colour each, by name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as file:
+        for name, colour in members.items():
+            picture = path.parent / "picture.png"
+            Image.new("RGB", (6, 4), colour).save(picture)
+            file.write(picture, name)
+            picture.unlink()
+    return path
+
+
+def test_a_member_of_an_archive_is_read_like_a_file(tmp_path):
+    inside = str(archive(tmp_path / "images.zip", **{"A-OKVQA/0.png": "red", "A-OKVQA/1.png": "blue"}))
+    assert load_image(f"{inside}/A-OKVQA/1.png").getpixel((0, 0)) == (0, 0, 255)
+    assert image_size(f"{inside}/A-OKVQA/0.png") == (6, 4)
+    assert read_image_bytes(f"{inside}/A-OKVQA/0.png").startswith(b"\x89PNG")
+    check_image_files([(f"{inside}/A-OKVQA/0.png", "A-OKVQA", 0)], str(tmp_path))
+    with pytest.raises(CocoaError, match=r"2\.png: no such image file \(data set A-OKVQA, row 7\)"):
+        check_image_files([(f"{inside}/A-OKVQA/2.png", "A-OKVQA", 7)])
+    with pytest.raises(CocoaError, match=r"2\.png: no such image file"):
+        load_image(f"{inside}/A-OKVQA/2.png")
+    with pytest.raises(CocoaError, match=r"2\.png: cannot be read"):
+        read_image_bytes(f"{inside}/A-OKVQA/2.png")
+
+
+def test_a_folder_may_be_named_like_an_archive(tmp_path):
+    (tmp_path / "old.zip").mkdir()
+    Image.new("RGB", (3, 3)).save(tmp_path / "old.zip" / "0.png")
+    path = str(tmp_path / "old.zip" / "0.png")
+    assert load_image(path).size == (3, 3)
+    check_image_files([(path, "x", 0)], str(tmp_path))
+
+
+def test_a_broken_archive_is_named(tmp_path):
+    (tmp_path / "images.zip").write_bytes(b"PK, but no archive")
+    with pytest.raises(CocoaError, match=r"images\.zip: not a readable archive"):
+        image_locator(tmp_path, "A-OKVQA/0.png")
+
+
+@pytest.mark.parametrize(
+    ("files", "path", "expected"),
+    [
+        (["images/A/Train/0.png"], "images/A/Train/0.png", "images/A/Train/0.png"),  # MMEB-train, unpacked
+        (["images_zip/A.zip/A/Train/0.png"], "images/A/Train/0.png", "images_zip/A.zip/A/Train/0.png"),  # as it comes
+        (["A/0.png"], "A/0.png", "A/0.png"),  # MMEB-eval, unpacked in three places
+        (["images/A/0.png"], "A/0.png", "images/A/0.png"),
+        (["eval_images/A/0.png"], "A/0.png", "eval_images/A/0.png"),
+        (["images.zip/A/0.png"], "A/0.png", "images.zip/A/0.png"),  # and as it comes
+        (["images.zip/images/A/0.png"], "A/0.png", "images.zip/images/A/0.png"),
+        (["images/A/0.png", "images.zip/A/0.png"], "A/0.png", "images/A/0.png"),  # a file before an archive
+        ([], "A/0.png", "A/0.png"),
+    ],
+)
+def test_images_are_found_where_downloads_put_them(tmp_path, files, path, expected):
+    for file in files:
+        head, packed, member = file.partition(".zip/")
+        if packed:
+            archive(tmp_path / f"{head}.zip", **{member: "red"})
+        else:
+            (tmp_path / file).parent.mkdir(parents=True)
+            Image.new("RGB", (3, 3)).save(tmp_path / file)
+    assert image_locator(tmp_path, path)(path) == str(tmp_path / expected)
+
+
+@pytest.mark.parametrize(
+    "path", ["../secret.png", "A/../../secret.png", "{outside}", "A/link.png", "linked/secret.png"]
+)
+def test_no_path_leaves_the_data_folder(tmp_path, path):
+    """A path with `..`, an absolute one, and links out of it: all of a file that is there."""
+    Image.new("RGB", (3, 3)).save(tmp_path / "secret.png")
+    data = tmp_path / "data"
+    (data / "A").mkdir(parents=True)
+    (data / "A" / "link.png").symlink_to(tmp_path / "secret.png")
+    (data / "linked").symlink_to(tmp_path)
+    path = path.replace("{outside}", str(tmp_path / "secret.png"))
+    found = image_locator(data, path)(path)
+    with pytest.raises(CocoaError, match=r"(outside of the data folder|no such image file).*data set A, row 3"):
+        check_image_files([(found, "A", 3)], str(data))
+
+
+def test_a_link_into_the_blobs_of_its_own_hub_cache_is_a_download(tmp_path):
+    repo = tmp_path / "datasets--TIGER-Lab--MMEB-eval"
+    snapshot, other = repo / "snapshots" / "abc", tmp_path / "datasets--other" / "blobs"
+    for folder in (snapshot / "A", repo / "blobs", other):
+        folder.mkdir(parents=True)
+    for blob, name in ((repo / "blobs" / "1234", "0.png"), (other / "5678", "1.png")):
+        Image.new("RGB", (3, 3)).save(blob, "PNG")
+        (snapshot / "A" / name).symlink_to(os.path.relpath(blob, snapshot / "A"))
+    locate = image_locator(snapshot, "A/0.png")
+    check_image_files([(locate("A/0.png"), "A", 0)], str(snapshot))
+    assert load_image(locate("A/0.png")).size == (3, 3)
+    with pytest.raises(CocoaError, match="outside of the data folder"):
+        check_image_files([(locate("A/1.png"), "A", 1)], str(snapshot))
+
+
+def test_a_linked_data_folder_is_as_good_as_its_target(tmp_path):
+    (tmp_path / "real" / "A").mkdir(parents=True)
+    Image.new("RGB", (3, 3)).save(tmp_path / "real" / "A" / "0.png")
+    (tmp_path / "data").symlink_to(tmp_path / "real")
+    check_image_files([(image_locator(tmp_path / "data", "A/0.png")("A/0.png"), "A", 0)], str(tmp_path / "data"))
