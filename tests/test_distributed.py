@@ -8,15 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
+
+import cocoa.cli
 
 STAGES = ["joint_reconstruction", "eos_bridge", "contrastive"]
 SCRIPT = Path(__file__).parent / "distributed_stage.py"
 pytestmark = pytest.mark.slow
 
 
-def train(processes, stage, backbone, folder, save_at=0):
-    folder.mkdir(exist_ok=True)
+def launch(processes, *arguments):
+    """Run a Python program on so many processes."""
     command = [sys.executable]
     if processes > 1:
         command += [
@@ -28,10 +31,16 @@ def train(processes, stage, backbone, folder, save_at=0):
             "--nproc-per-node",
             str(processes),
         ]
-    command += [str(SCRIPT), stage, str(backbone), str(folder), str(save_at)]
+    command += [str(argument) for argument in arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def train(processes, stage, backbone, folder, save_at=0):
+    folder.mkdir(exist_ok=True)
+    launch(processes, SCRIPT, stage, backbone, folder, save_at)
     return load_file(folder / "trained.safetensors")
 
 
@@ -59,3 +68,21 @@ def test_two_processes_resume_in_a_later_epoch(tiny_backbone_path, tmp_path):
     shutil.rmtree(tmp_path / "run" / "trainer" / "checkpoint-6")
     resumed = train(2, "eos_bridge", backbone, tmp_path / "run", save_at=3)
     assert distance(whole, resumed) == 0
+
+
+def test_two_processes_score_as_one_and_share_the_work(tiny_backbone_path, photo_data, tmp_path):
+    command = [tiny_backbone_path(), "--data", photo_data / "MMEB-eval", "--batch-size", "2"]
+    found = {}
+    for number in (1, 2):
+        output = tmp_path / str(number)
+        printed = launch(number, Path(cocoa.cli.__file__), "evaluate", *command, "--output", output)
+        assert printed.count("score files:") == 1
+        found[number] = json.loads((output / "summary.json").read_text())
+        shards = [load_file(path) for path in output.glob("embeddings/*/*.safetensors")]
+        assert len(shards) == number
+        keys = torch.cat([shard["keys"] for shard in shards])
+        assert len(keys) == len(keys.unique(dim=0))  # nothing twice
+        found[number]["keys"] = {bytes(key.tolist()): row for s in shards for key, row in zip(*s.values(), strict=True)}
+    one, two = (found[number].pop("keys") for number in (1, 2))
+    assert found[1] == found[2]
+    assert one.keys() == two.keys()

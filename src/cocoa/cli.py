@@ -82,19 +82,21 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="Folder in MMEB-eval's layout.")],
     output: Annotated[Path, typer.Option(help="Where score files are written.")],
     subsets: Annotated[list[str] | None, typer.Option(metavar="A B ...", help="Data sets to score; else all.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Inputs encoded at once.")] = 8,
-    image_root: Annotated[Path | None, typer.Option(help="What image paths are relative to, if not DATA.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Inputs encoded at once; of short ones more.")] = 8,
+    image_root: Annotated[Path | None, typer.Option(help="Folder or archive that image paths are relative to.")] = None,
     split: Annotated[str, typer.Option(help="Which files of each data set to read.")] = "test",
 ) -> None:
-    """Score a model: hit@1 of each data set, and the averages."""
+    """Score a model: hit@1 of each data set, and the averages. A stopped run encodes only what is missing."""
     from cocoa.evaluation import evaluate as run
 
     if more_subsets and not subsets:  # `--subsets A B` puts B among the arguments
         raise CocoaError(f"evaluate: unexpected argument {more_subsets[0]!r}; name data sets after --subsets")
     wanted = [*(subsets or []), *(more_subsets or [])] or "all"
     result = run(model, data, output, wanted, batch_size, image_root, split)
-    console.print(score_table({Path(model).name: result}))
-    console.print(f"score files: {escape(str(output))}", soft_wrap=True)
+    if _is_main_process():
+        console.print(score_table({Path(model).name: result}))
+        where = escape(str(output / "table.md"))
+        console.print(f"score files: {escape(str(output))}; beside published numbers: {where}", soft_wrap=True)
 
 
 @app.command()

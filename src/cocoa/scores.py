@@ -93,7 +93,7 @@ def markdown(result: dict[str, Any]) -> str:
         ]
         lines += [
             "",
-            "Published numbers as printed (arXiv 2603.01471); in brackets, by how much this model beats them.",
+            "Published numbers as printed (arXiv 2603.01471); in brackets, how far this model is ahead.",
         ]
     for group in GROUPS:
         if averages[group]["missing"]:
