@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText
 from cocoa.adapters import Lora, add_adapters, merge_adapters
 from cocoa.backbone import load_backbone
 from cocoa.checkpoint import RECORD_NAME, as_sentence_transformer, read_record, save_checkpoint
-from cocoa.embedding import embed
+from cocoa.embedding import Embedder
 from cocoa.pairs import Side
 
 VARIANTS = [(model_type, tied) for model_type in ("qwen2_vl", "qwen2_5_vl") for tied in (True, False)]
@@ -108,7 +108,7 @@ def test_plain_sentence_transformers_gives_the_same_embeddings(saved, read_by_a_
     in_memory = as_sentence_transformer(backbone)
     for kind, sides in inputs(pictures).items():
         found = torch.from_numpy(read_by_a_stranger[f"{model_type} {tied} {kind}"])
-        expected = embed(in_memory, backbone.images, sides)
+        expected = Embedder(in_memory, backbone.images).embed(sides)
         assert found.shape == (3, 64)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0, msg=lambda m, kind=kind: f"{kind}: {m}")
         assert (expected[0] - expected[1]).abs().max() > 1e-3, "inputs differ, so their embeddings do"
@@ -119,8 +119,8 @@ def test_an_embedding_is_the_final_state_of_eos_normalised(checkpoint, pictures)
     backbone, folder = checkpoint
     loaded = SentenceTransformer(str(folder), device="cpu")
     sides = [Side("Find the picture:", "A red cup.", pictures[0]), Side(text="cup"), Side(image=pictures[2])]
-    found = embed(loaded, backbone.images, sides, batch_size=3)
-    in_order = embed(loaded, backbone.images, sides, batch_size=1)
+    found = Embedder(loaded, backbone.images).embed(sides, batch_size=3)
+    in_order = Embedder(loaded, backbone.images).embed(sides, batch_size=1)
     for i, side in enumerate(sides):
         encoded = backbone.encode_side(side)
         ids = encoded.pop("input_ids")[None]
@@ -204,12 +204,12 @@ def test_a_causal_checkpoint_stays_causal(tiny_backbone, tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["is_causal"] is config["text_config"]["is_causal"] is True
     side = [Side(text="A red cup.")]
-    causal = embed(SentenceTransformer(str(tmp_path), device="cpu"), backbone.images, side)
+    causal = Embedder(SentenceTransformer(str(tmp_path), device="cpu"), backbone.images).embed(side)
     torch.testing.assert_close(
-        causal, embed(as_sentence_transformer(backbone), backbone.images, side), atol=1e-6, rtol=0
+        causal, Embedder(as_sentence_transformer(backbone), backbone.images).embed(side), atol=1e-6, rtol=0
     )
     full = tiny_backbone()
-    assert (embed(as_sentence_transformer(full), full.images, side) - causal).abs().max() > 1e-4
+    assert (Embedder(as_sentence_transformer(full), full.images).embed(side) - causal).abs().max() > 1e-4
 
 
 def test_no_length_limit_of_the_tokenizer_cuts_eos(tiny_backbone_path, pictures, tmp_path):
@@ -246,8 +246,8 @@ def test_after_a_merge_it_is_the_stock_layout(tiny_backbone, pictures, tmp_path)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
     side = [Side(text="A red cup.", image=pictures[0])]
     torch.testing.assert_close(
-        embed(SentenceTransformer(str(tmp_path), device="cpu"), backbone.images, side),
-        embed(as_sentence_transformer(backbone), backbone.images, side),
+        Embedder(SentenceTransformer(str(tmp_path), device="cpu"), backbone.images).embed(side),
+        Embedder(as_sentence_transformer(backbone), backbone.images).embed(side),
         atol=1e-6,
         rtol=0,
     )

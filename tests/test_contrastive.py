@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from toy import arguments, toy_pairs
 
 from cocoa.checkpoint import as_sentence_transformer
-from cocoa.embedding import embed
+from cocoa.embedding import Embedder
 from cocoa.pairs import Pair, Side
 from cocoa.stages.contrastive import (
     FILLER_ID,
@@ -141,7 +141,7 @@ def test_embedding_is_the_normalised_state_of_eos(tiny_backbone):
             )
             .last_hidden_state
         )
-    embedding = embed(as_sentence_transformer(backbone), backbone.images, [side])[0]
+    embedding = Embedder(as_sentence_transformer(backbone), backbone.images).embed([side])[0]
     assert torch.allclose(embedding, F.normalize(states[0, -1], dim=0), atol=1e-6)
 
 

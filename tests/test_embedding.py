@@ -7,7 +7,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from cocoa.checkpoint import as_sentence_transformer, save_checkpoint
-from cocoa.embedding import AHEAD, MOST_SHORT, embed, equal_work, prepared, token_counts
+from cocoa.embedding import AHEAD, MOST_SHORT, Embedder, equal_work, prepared
 from cocoa.inputs import ImageBudget
 from cocoa.pairs import Side
 
@@ -62,7 +62,7 @@ def test_tokens_are_counted_as_the_model_sees_them(tiny_backbone, pictures):
         Side(text="x " * 50),
     ]
     seen = [len(backbone.encode_side(side)["input_ids"]) for side in sides]
-    counted = token_counts(model, backbone.images, sides)
+    counted = Embedder(model, backbone.images).token_counts(sides)
     assert all(abs(a - b) <= 5 for a, b in zip(seen, counted, strict=True)), (seen, counted)
 
 
@@ -70,6 +70,7 @@ def test_embeddings_come_in_the_order_asked_whatever_the_batches(tiny_backbone, 
     save_checkpoint(tiny_backbone(), tmp_path, {})
     model = SentenceTransformer(str(tmp_path), device="cpu")
     sides = [Side(text="word " * (i % 9 + 1), image=pictures[i % 3] if i % 2 else None) for i in range(17)]
-    together = embed(model, ImageBudget((4, 16)), sides, batch_size=4)
-    alone = torch.cat([embed(model, ImageBudget((4, 16)), [side]) for side in sides])
+    embedder = Embedder(model, ImageBudget((4, 16)))
+    together = embedder.embed(sides, batch_size=4)
+    alone = torch.cat([embedder.embed([side]) for side in sides])
     torch.testing.assert_close(together, alone, atol=5e-6, rtol=0)

@@ -11,14 +11,16 @@ import torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
-from cocoa import evaluation
+from cocoa import embedding, evaluation
 from cocoa.backbone import load_backbone
 from cocoa.checkpoint import save_checkpoint
-from cocoa.embedding_cache import ContentKeys, hash_folder
+from cocoa.embedding import Embedder, load_embedder
+from cocoa.embedding_cache import content_key, hash_folder
 from cocoa.errors import CocoaError
-from cocoa.evaluation import Embedder, evaluate, load_embedder
+from cocoa.evaluation import evaluate
+from cocoa.images import inspect_image
 from cocoa.inputs import ImageBudget, chat_messages
-from cocoa.mmeb import read_eval
+from cocoa.mmeb_eval import read_eval
 from cocoa.pairs import Side
 
 
@@ -56,7 +58,7 @@ class Planted(torch.nn.Module):
 
 def plant(monkeypatch, angles):
     model = Planted(angles)
-    monkeypatch.setattr(evaluation, "load_embedder", lambda name: Embedder(model, ImageBudget()))
+    monkeypatch.setattr(evaluation, "load_embedder", lambda name, *_: Embedder(model, ImageBudget()))
     return model
 
 
@@ -123,18 +125,18 @@ def test_another_model_image_or_data_shares_nothing(tmp_path, monkeypatch, pictu
     model = plant(monkeypatch, {"a": 0.0, "b": 1.0})
     data = write_texts(tmp_path / "data", {"mine": [("a", ["a", "b"])]})
     first = evaluate("planted", data, tmp_path / "scores")
-    monkeypatch.setattr(evaluation, "load_embedder", lambda name: Embedder(model, ImageBudget((4, 16))))
+    monkeypatch.setattr(evaluation, "load_embedder", lambda name, *_: Embedder(model, ImageBudget((4, 16))))
     model.asked.clear()
     second = evaluate("planted", data, tmp_path / "scores")
     assert sorted(model.asked) == ["a", "b"]
     assert first["data_hash"] == second["data_hash"]
     path = str(tmp_path / "0.png")
-    pictures[0].save(path)
-    key = ContentKeys()(Side(image=path))
-    assert ContentKeys()(Side(image=path)) == key
-    pictures[1].save(path)
-    assert ContentKeys()(Side(image=path)) != key
-    assert len({ContentKeys()(side) for side in (Side("x", "y"), Side("", "x y"), Side("x"), Side(text="x"))}) == 4
+    keys = []
+    for picture in (pictures[0], pictures[0], pictures[1]):
+        picture.save(path)
+        keys.append(content_key(Side(image=path), inspect_image(path).digest))
+    assert keys[0] == keys[1] != keys[2]
+    assert len({content_key(side) for side in (Side("x", "y"), Side("", "x y"), Side("x"), Side(text="x"))}) == 4
 
 
 def test_a_model_is_known_by_its_files_wherever_they_lie(tiny_backbone, tmp_path):
@@ -231,8 +233,8 @@ def test_images_are_squashed_where_the_checkpoint_says_so(tiny_backbone, picture
     name = tmp_path
     if from_hub:
         name = "someone/cocoa"
-        monkeypatch.setattr(evaluation, "load_file_path", lambda model, file: str(tmp_path / file))
-        monkeypatch.setattr(evaluation, "SentenceTransformer", lambda model, **_: SentenceTransformer(str(tmp_path)))
+        monkeypatch.setattr(embedding, "load_file_path", lambda model, file: str(tmp_path / file))
+        monkeypatch.setattr(embedding, "SentenceTransformer", lambda model, **_: SentenceTransformer(str(tmp_path)))
     embedder = load_embedder(name)
     found = embedder.embed(sides_of(pictures))
     squashed = plain(tmp_path, sides_of(pictures), resize=(112, 112))  # 16 tokens of 28 x 28 px

@@ -10,7 +10,7 @@ from cocoa import metrics as module
 from cocoa.catalogue import datasets as mmeb_datasets
 from cocoa.errors import CocoaError
 from cocoa.metrics import distinct_rows, metrics, rank, summary
-from cocoa.mmeb import EvalDataset
+from cocoa.mmeb_eval import EvalDataset
 from cocoa.pairs import Side
 
 KINDS = ("hit", "ndcg_linear", "ndcg_exponential", "precision", "recall", "f1", "map", "mrr")

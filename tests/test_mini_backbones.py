@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cocoa.backbone import EMBEDDED, load_backbone, locate
+from cocoa.embedding import load_embedder
 from cocoa.errors import CocoaError
-from cocoa.evaluation import load_embedder
 from cocoa.inputs import ImageBudget
 from cocoa.pairs import Side
 from cocoa.scenes.dialogues import ASK_QUESTIONS, REQUESTS

@@ -8,8 +8,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from PIL import Image
 
+from cocoa.eval_inputs import check_eval_images
 from cocoa.images import load_image
-from cocoa.mmeb import check_eval_images, list_subsets, read_eval, read_train
+from cocoa.mmeb import list_subsets, read_train
+from cocoa.mmeb_eval import read_eval
 from cocoa.pairs import check_images
 from cocoa.photos import write_photos
 

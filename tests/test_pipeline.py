@@ -20,8 +20,8 @@ from transformers import AutoModelForImageTextToText
 from cocoa import pipeline
 from cocoa.backbone import load_backbone
 from cocoa.checkpoint import read_record
+from cocoa.embedding import Embedder, load_embedder
 from cocoa.errors import CocoaError
-from cocoa.evaluation import load_embedder
 from cocoa.pairs import Side
 from cocoa.pipeline import StageData, train
 from cocoa.recipe import parse_recipe
@@ -126,12 +126,12 @@ def test_the_record_says_how_a_checkpoint_was_made(run, model_type, tuning):
 def test_bfloat16_is_merged_in_float32_and_rounded_once(tiny_backbone_path, photo_data, tmp_path, monkeypatch):
     embedded = []
 
-    def keep(model, images, sides):
-        embedded.append((embed(model, images, sides), sides))
+    def keep(embedder, sides):
+        embedded.append((embed(embedder, sides), sides))
         return embedded[-1][0]
 
-    embed = pipeline.embed
-    monkeypatch.setattr(pipeline, "embed", keep)
+    embed = Embedder.embed
+    monkeypatch.setattr(Embedder, "embed", keep)
     content = short_recipe(tiny_backbone_path(), photo_data, tmp_path, "dora", dtype="bfloat16")
     recipe = parse_recipe(content | {"stages": content["stages"][1:2]})
     recipe.stages[0].options["learning_rate"] = 0.1  # adapters that rounding twice would show in
@@ -147,7 +147,7 @@ def test_bfloat16_is_merged_in_float32_and_rounded_once(tiny_backbone_path, phot
     untouched = load_backbone(recipe.backbone, dtype=torch.bfloat16).model.state_dict()
     assert sum(not torch.equal(found[name], untouched[name]) for name in found) > 20
     after, sides = embedded[-1]
-    again = embed(pipeline.as_sentence_transformer(saved), saved.images, sides)
+    again = embed(Embedder(pipeline.as_sentence_transformer(saved), saved.images), sides)
     torch.testing.assert_close(again, after, atol=1e-6, rtol=0)  # the recorded cosine is that of the files
 
 

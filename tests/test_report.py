@@ -15,7 +15,7 @@ from PIL import Image
 from cocoa.errors import CocoaError
 from cocoa.gallery import Gallery, gallery
 from cocoa.metrics import rank
-from cocoa.mmeb import EvalDataset
+from cocoa.mmeb_eval import EvalDataset
 from cocoa.pairs import Side
 from cocoa.rebuild import RebuiltImage, RebuiltText, Word
 from cocoa.report import GROUPS, TINY, Report, score_rows, shown, to_html, write_report

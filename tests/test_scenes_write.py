@@ -15,7 +15,9 @@ from scene_reader import Facts, facts, is_true, right_answer
 import cocoa.scenes.write as writing
 from cocoa.catalogue import TRAIN_COLUMNS, datasets, known_instructions, stage_rows
 from cocoa.errors import CocoaError
-from cocoa.mmeb import check_eval_images, list_subsets, read_eval, read_train
+from cocoa.eval_inputs import check_eval_images
+from cocoa.mmeb import list_subsets, read_train
+from cocoa.mmeb_eval import read_eval
 from cocoa.pairs import ContentPair, PairSet, Side, check_images
 from cocoa.scenes.tasks import Example, Item
 from cocoa.scenes.world import Scene, crop, draw

@@ -12,7 +12,7 @@ from toy import arguments, content_rows, toy_pairs, with_adapters
 from transformers import Trainer, TrainerCallback
 
 from cocoa.checkpoint import as_sentence_transformer
-from cocoa.embedding import embed
+from cocoa.embedding import Embedder
 from cocoa.errors import CocoaError
 from cocoa.pairs import Side
 from cocoa.stages import contrastive, eos_bridge, joint_reconstruction
@@ -251,7 +251,7 @@ def test_temperature_and_equal_targets_are_used(tiny_backbone, tmp_path, tempera
     backbone = tiny_backbone()
     model = as_sentence_transformer(backbone)
     queries, targets = (
-        embed(model, backbone.images, [getattr(pair, side) for pair in pairs]) for side in ("query", "target")
+        Embedder(model, backbone.images).embed([getattr(pair, side) for pair in pairs]) for side in ("query", "target")
     )
     logits = queries @ targets.T / temperature
     if masked:

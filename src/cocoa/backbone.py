@@ -7,7 +7,6 @@ saved in the stock files.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -29,7 +28,7 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from cocoa.attention import CHUNKED
 from cocoa.errors import CocoaError
-from cocoa.inputs import ImageBudget, chat_messages, inert, most_tokens
+from cocoa.inputs import ImageBudget, chat_messages, fit_text, inert, most_tokens, room, shorten
 from cocoa.pairs import Side
 
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
@@ -128,20 +127,12 @@ class Backbone:
         return self.tokenizer(inert(text), add_special_tokens=False)["input_ids"]
 
     def shorten(self, text: str, tokens: int) -> str:
-        """The longest prefix of a text that takes at most `tokens` tokens, cut between tokens.
-
-        Shortening comes before rendering, so that it can never cut EOS or an image.
-        """
-        escaped = inert(text)
-        while True:
-            encoded = self.tokenizer(escaped, add_special_tokens=False, return_offsets_mapping=True)
-            if len(encoded["input_ids"]) <= tokens:
-                return escaped
-            escaped = escaped[: encoded["offset_mapping"][tokens][0]].rstrip()
+        """The longest prefix of a text that takes at most `tokens` tokens, cut between tokens."""
+        return shorten(self.tokenizer, text, tokens)
 
     def room(self, image: bool, max_length: int) -> int:
         """Tokens left of `max_length` beside EOS and, if any, the largest image with its two markers."""
-        return max_length - 1 - (self.images.tokens[1] + 2 if image else 0)
+        return room(self.images, image, max_length)
 
     def fit_text(self, side: Side, max_length: int) -> Side:
         """The side with its text shortened so that image, instruction, text and EOS fit into `max_length`.
@@ -149,14 +140,7 @@ class Backbone:
         Raises:
             CocoaError: image and instruction alone do not fit.
         """
-        room = self.room(side.image is not None, max_length)
-        if most_tokens(side.prompt()) <= room:
-            return side
-        instruction = inert(side.instruction)
-        prompt = self.shorten(side.prompt(), max(room, 0))
-        if room < 0 or len(prompt) < len(instruction):
-            raise CocoaError(f"max_length {max_length} has no room for image and instruction; raise it")
-        return dataclasses.replace(side, text=prompt[len(instruction) :])
+        return fit_text(self.tokenizer, side, self.images, max_length)
 
     def fits(self, side: Side, max_length: int) -> bool:
         """Whether image and instruction leave room for text, or need none."""

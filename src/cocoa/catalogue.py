@@ -16,11 +16,11 @@ from typing import Any
 
 import yaml
 
+from cocoa.inputs import IMAGE_MARKER
 from cocoa.pairs import ContentPair, Pair, Side, content_pairs
 
 TABLES = ("mmeb", "scenes")
 """`data/<table>.yaml`: MMEB's 36 data sets, and those of the embedded world."""
-IMAGE_MARKER = "<|image_1|>"
 CONTENT = "{text}"
 
 
@@ -36,6 +36,8 @@ class MMEBDataset:
     target: tuple[str, ...] = ()
     joint_reconstruction: str = "off"
     eos_bridge: str = "off"
+    query_end: str = "\n"
+    target_end: str = "\n"
 
 
 def datasets(table: str = "mmeb") -> dict[str, MMEBDataset]:
@@ -110,6 +112,23 @@ def make_side(text: str | None, image: str | None, instructions: tuple[str, ...]
     if path and not any(instruction.endswith(CONTENT) for instruction in instructions):
         return Side(instruction=whole, image=path)
     return Side(text=whole, image=path, text_is_content=False)
+
+
+def reference_text(instruction: str, text: str, shown: bool, end: str) -> str:
+    """Instruction and text of the split form of MMEB-eval as VLM2Vec joins them, which is what its plain form says.
+
+    Args:
+        instruction: as it stands in the data, markers included; empty in the plain form, whose texts stay as they are.
+        text: as it stands in the data.
+        shown: the side has an image.
+        end: what this data set's sides end in.
+    """
+    if not instruction:
+        return text
+    if not shown:
+        return f"{instruction} {text}{end}"
+    said = instruction.replace(IMAGE_MARKER, "").strip()
+    return f"{IMAGE_MARKER}\n{said} {text}".rstrip(" ").replace(" \n", "\n") + end
 
 
 def instructions_of(name: str) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:

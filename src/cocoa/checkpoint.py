@@ -41,6 +41,13 @@ _SENTENCE_BERT_CONFIG = {
 }
 
 
+_PLAIN_TEMPLATE = (
+    "{%- for message in messages -%}{%- for part in message['content'] -%}"
+    "{{- part['text'] if part['type'] == 'text' else '<|image_pad|>' -}}"
+    "{%- endfor -%}{%- endfor -%}"
+)
+
+
 def save_checkpoint(backbone: Backbone, folder: Path, record: dict[str, Any]) -> None:
     """Write a checkpoint, in the dtype that the model's weights have now.
 
@@ -73,16 +80,31 @@ def read_record(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def as_sentence_transformer(backbone: Backbone) -> SentenceTransformer:
-    """The backbone in memory as sentence-transformers' modules; the weights are shared, not copied."""
+def as_sentence_transformer(backbone: Backbone, plain: bool = False) -> SentenceTransformer:
+    """The backbone in memory as sentence-transformers' modules; the weights are shared, not copied.
+
+    Args:
+        backbone: the model.
+        plain: VLM2Vec's form: nothing around the data's text, no EOS, and positions that count tokens (without a
+            vision-start token its M-RoPE never sees an image).
+    """
 
     class LoadedTransformer(Transformer):
         def _load_model(self, *args: Any, **kwargs: Any) -> PreTrainedModel:
             return backbone.model.model
 
+        def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+            if plain:
+                mask = features["attention_mask"]  # (B, T)
+                positions = (mask.cumsum(-1) - 1).clamp(min=0)
+                features["position_ids"] = positions.expand(3, *mask.shape)
+            return super().forward(features, **kwargs)
+
     with TemporaryDirectory() as folder:
         backbone.model.config.save_pretrained(folder)
         _save_side_files(backbone, Path(folder))
+        if plain:
+            (Path(folder) / "chat_template.jinja").write_text(_PLAIN_TEMPLATE, encoding="utf-8")
         transformer = LoadedTransformer.load(folder)
     dimension = backbone.model.config.text_config.hidden_size
     model = SentenceTransformer(modules=[transformer, Pooling(dimension, "lasttoken"), Normalize()])

@@ -85,6 +85,9 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Inputs encoded at once; of short ones more.")] = 8,
     image_root: Annotated[Path | None, typer.Option(help="Folder or archive that image paths are relative to.")] = None,
     split: Annotated[str, typer.Option(help="Which files of each data set to read.")] = "test",
+    max_length: Annotated[int | None, typer.Option(help="Tokens of an input; else as the model was trained.")] = None,
+    prompt_style: Annotated[str, typer.Option(help="cocoa; or reference: VLM2Vec's plain form.")] = "cocoa",
+    on_bad_row: Annotated[str, typer.Option(help="error; or skip: leave rows out that cannot be used.")] = "error",
 ) -> None:
     """Score a model: hit@1 of each data set, and the averages. A stopped run encodes only what is missing."""
     from cocoa.evaluation import evaluate as run
@@ -92,9 +95,11 @@ def evaluate(
     if more_subsets and not subsets:  # `--subsets A B` puts B among the arguments
         raise CocoaError(f"evaluate: unexpected argument {more_subsets[0]!r}; name data sets after --subsets")
     wanted = [*(subsets or []), *(more_subsets or [])] or "all"
-    result = run(model, data, output, wanted, batch_size, image_root, split)
+    result = run(model, data, output, wanted, batch_size, image_root, split, max_length, prompt_style, on_bad_row)
     if _is_main_process():
         console.print(score_table({Path(model).name: result}))
+        if left_out := sum(row["left_out"] for row in result["bad_rows"]):
+            console.print(f"{left_out} rows could not be used; table.md and summary.json name them")
         where = escape(str(output / "table.md"))
         console.print(f"score files: {escape(str(output))}; beside published numbers: {where}", soft_wrap=True)
 

@@ -19,10 +19,12 @@ from torch import Tensor
 from cocoa.backbone import EMBEDDED
 from cocoa.catalogue import stage_rows
 from cocoa.checkpoint import versions, write_json
+from cocoa.embedding import load_embedder
 from cocoa.errors import CocoaError
-from cocoa.evaluation import encode, load_embedder, score
+from cocoa.eval_inputs import distinct_inputs
+from cocoa.evaluation import score
 from cocoa.gallery import Gallery, gallery
-from cocoa.mmeb import EvalDataset, read_eval
+from cocoa.mmeb_eval import EvalDataset, read_eval
 from cocoa.pairs import Pair
 from cocoa.pipeline import stage_folders, train
 from cocoa.rebuild import rebuild_images, rebuild_texts, swapped
@@ -106,10 +108,11 @@ def run(output: Path, backbone: str = EMBEDDED[0], seed: int = 42, say: Callable
     demo.folders["cocoa"] = _train(recipes["cocoa"], "CoCoA: ", demo.seconds)
     say("4/5 scores: hit@1 among 200 and more candidates, many wrong in one attribute only (docs/scenes.md)")
     started = time.perf_counter()
-    demo.datasets = read_eval(output / "scenes" / "MMEB-eval")
+    demo.datasets, inputs = distinct_inputs(read_eval(output / "scenes" / "MMEB-eval"))
     for name in MODELS:
         embedder = load_embedder(demo.folders.get(name, backbone))
-        demo.embeddings[name] = encode(demo.datasets, embedder, batch_size=64)
+        embeddings = embedder.embed(inputs.sides, batch_size=64, progress=True)
+        demo.embeddings[name] = [embeddings[place] for place in inputs.places]
         scores = score(demo.datasets, demo.embeddings[name])
         found = write_scores(output / "scores" / name, scores, {"model": name})
         demo.models[name] = {_group(group): average["hit@1"] for group, average in found["averages"].items()}

@@ -1,22 +1,30 @@
-"""Embedding many inputs: in batches of equal work, images decoded while the model is busy."""
+"""A model of sentence-transformers and how it is asked: in batches of equal work, images decoded while it is busy."""
 
 from __future__ import annotations
 
 import sys
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from huggingface_hub.errors import HfHubHTTPError
 from rich.progress import Progress
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import load_file_path
 from torch import Tensor
 from torch.nn import functional as F
 
-from cocoa.images import image_size
-from cocoa.inputs import ImageBudget, chat_messages
+from cocoa.backbone import batch_vision_attention, load_backbone, locate
+from cocoa.checkpoint import RECORD_NAME, as_sentence_transformer, read_record
+from cocoa.errors import CocoaError
+from cocoa.images import image_size, load_image
+from cocoa.inputs import ImageBudget, chat_messages, cut, fit_text, most_tokens, reference_messages, room
 from cocoa.pairs import Side
 
 T = TypeVar("T")
@@ -27,6 +35,180 @@ TOKEN_AREA = 28 * 28
 """Pixels of a merged token."""
 WORKERS, AHEAD = 4, 3
 """Threads that prepare batches, and how many batches are ready or being prepared at a time."""
+DEFAULT_IMAGES = ImageBudget((4, 576))
+"""Image budget for a model that carries no record of ours."""
+MAX_LENGTH = 4096
+"""Tokens of an input, image tokens included, where nothing else is said; the training stages' default too."""
+PROMPT_STYLES = ("cocoa", "reference")
+"""How a side is put into tokens: through our chat template, or in VLM2Vec's plain form."""
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A model and how it is asked.
+
+    Attributes:
+        model: of sentence-transformers.
+        images: the token budget of an image, and how it is resized; for a model that is not ours, an estimate.
+        max_length: tokens of an input; a longer text is shortened before it is rendered. A model that is not ours
+            cuts where its own files say.
+        form: `cocoa` and `reference` as in `PROMPT_STYLES`; `items` for a model that is not ours, which gets its image
+            and text (instruction in front) as sentence-transformers' own input.
+        folder: where its files lie; None where it was not loaded from any.
+        record: what its checkpoint says of how it was made; empty for one that is not ours.
+    """
+
+    model: SentenceTransformer
+    images: ImageBudget
+    max_length: int = MAX_LENGTH
+    form: str = "cocoa"
+    folder: Path | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def render(self, side: Side) -> Any:
+        """A side as `SentenceTransformer.encode` wants it, its image read."""
+        if self.form == "reference":
+            long = most_tokens(side.text) > self._room(side)
+            text = cut(self.model.tokenizer, side.text, self._room(side)) if long else side.text
+            return reference_messages(replace(side, text=text))
+        if self.form == "cocoa":
+            return chat_messages(fit_text(self.model.tokenizer, side, self.images, self.max_length), self.images)
+        if side.image is None:
+            return side.prompt()
+        image = load_image(side.image)
+        return {"image": image, "text": side.prompt()} if side.prompt() else image
+
+    def shortened(self, sides: Sequence[Side]) -> int:
+        """How many texts do not fit into `max_length` whole."""
+        if self.form == "items":
+            return 0
+        long = [side for side in sides if most_tokens(side.prompt()) > self._room(side)]
+        return sum(len(self._tokens([side.prompt()])[0]) > self._room(side) for side in long)
+
+    def refuses(self, side: Side) -> str:
+        """Why this model cannot embed such a side; empty where it can."""
+        if self.form != "items":
+            return ""
+        kinds = tuple(kind for kind, there in (("image", side.image is not None), ("text", side.prompt())) if there)
+        if self.model.supports(kinds[0] if len(kinds) == 1 else kinds):
+            return ""
+        return (
+            f"the model does not embed {' with '.join(kinds)} (it knows {', '.join(map(str, self.model.modalities))})"
+        )
+
+    def token_counts(self, sides: Sequence[Side]) -> list[int]:
+        """How many tokens each input takes, but for markers: its text's, and its image's as the budget allows."""
+        counts = [len(ids) for ids in self._tokens([side.prompt() for side in sides])]
+        shown = [i for i, side in enumerate(sides) if side.image is not None]
+        least, most = self.images.tokens
+        with ThreadPoolExecutor(WORKERS) as pool:
+            for i, (width, height) in zip(shown, pool.map(image_size, [sides[i].image for i in shown]), strict=True):
+                counts[i] += min(max(round(width * height / TOKEN_AREA), least), most)
+        return [min(count, self.max_length) for count in counts]
+
+    def batches(self, sides: Sequence[Side], batch_size: int) -> list[list[int]]:
+        """Indices of sides in batches of equal work (`equal_work`), that can be encoded together."""
+        counts = self.token_counts(sides)
+        kinds: dict[Any, list[int]] = defaultdict(list)
+        for i, side in enumerate(sides):
+            alone = self.form != "cocoa"  # only our template takes inputs with and without image in one batch
+            kinds[(side.image is None, not side.prompt()) if alone else None].append(i)
+        return [
+            [members[i] for i in batch]
+            for members in kinds.values()
+            for batch in equal_work([counts[i] for i in members], batch_size)
+        ]
+
+    def embed(self, sides: Sequence[Side], batch_size: int = 8, progress: bool = False) -> Tensor:
+        """Embeddings of sides, rendered as in training: (len(sides), D), float32, on the CPU.
+
+        Args:
+            sides: what to embed.
+            batch_size: sides embedded at once where they are the longest; of shorter ones more.
+            progress: show a bar on a terminal.
+        """
+        batches = self.batches(sides, batch_size)
+        rows = [embeddings for _, embeddings in self.embed_batches(sides, batches, progress)]
+        order = [index for batch in batches for index in batch]
+        return torch.cat(rows)[torch.from_numpy(np.argsort(order))]
+
+    def embed_batches(
+        self, sides: Sequence[Side], batches: Sequence[list[int]], progress: bool = False
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """The embeddings (n, D) of each batch of sides, as `embed` gives them, one after the other.
+
+        Normalised once more in float32: in bfloat16 sentence-transformers' lengths are off by up to 0.4 %, enough
+        to change who is nearest.
+        """
+        with Progress(disable=not (progress and sys.stderr.isatty())) as bar:
+            task = bar.add_task("embedding", total=sum(map(len, batches)))
+            for batch, items in prepared(batches, lambda batch: [self.render(sides[i]) for i in batch]):
+                encoded = self.model.encode(
+                    items, batch_size=len(batch), convert_to_tensor=True, show_progress_bar=False
+                )
+                yield batch, F.normalize(encoded.float(), dim=-1).cpu()
+                bar.advance(task, len(batch))
+
+    def _room(self, side: Side) -> int:
+        return room(self.images, side.image is not None, self.max_length)
+
+    def _tokens(self, texts: list[str]) -> list[list[int]]:
+        return self.model.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+
+
+def load_embedder(model: str | Path, max_length: int | None = None, prompt_style: str = "cocoa") -> Embedder:
+    """A checkpoint by its sentence-transformers files; an untouched backbone causal, last token, our template.
+
+    Any other model of sentence-transformers is asked as that library would.
+
+    Args:
+        model: checkpoint folder or hub id.
+        max_length: tokens of an input; by default what its last stage was trained with.
+        prompt_style: `reference` reads the checkpoint of a Qwen2-VL in VLM2Vec's plain form: `<|image_pad|>` and the
+            data's text, no chat markers, the last token's state, positions that count tokens.
+
+    Raises:
+        CocoaError: neither can be loaded.
+    """
+    if prompt_style not in PROMPT_STYLES:
+        raise CocoaError(f"prompt-style {prompt_style!r}: choose {' or '.join(PROMPT_STYLES)}")
+    model = locate(str(model))
+    if Path(model).is_file():
+        raise CocoaError(f"model {model}: a file; give the checkpoint's folder or a hub id")
+    device = PartialState().device
+    if prompt_style == "cocoa" and _model_file(model, "modules.json") is not None:
+        path = _model_file(model, RECORD_NAME)
+        record = read_record(path.parent) if path else {}
+        image = record.get("image", {})
+        budget = ImageBudget(tuple(image.get("tokens", DEFAULT_IMAGES.tokens)), image.get("resize", "aspect"))
+        length = max_length or record.get("options", {}).get("max_length", MAX_LENGTH)
+        found = SentenceTransformer(str(model), device=str(device))
+        batch_vision_attention(found.transformers_model)
+        return Embedder(found, budget, length, "cocoa" if path else "items", _folder_of(model), record)
+    plain = prompt_style == "reference"
+    backbone = load_backbone(model, dtype="auto", attention="causal")
+    least, most = backbone.images.tokens
+    if not plain:
+        backbone.set_image_budget(ImageBudget((least, min(most, DEFAULT_IMAGES.tokens[1]))))
+    backbone.model.to(device)
+    found = as_sentence_transformer(backbone, plain)
+    return Embedder(found, backbone.images, max_length or MAX_LENGTH, prompt_style, _folder_of(model))
+
+
+def _model_file(model: str | Path, name: str) -> Path | None:
+    """A file of a checkpoint folder or hub id, or None where it has no such file."""
+    try:
+        path = load_file_path(str(model), name)
+    except HfHubHTTPError as error:
+        reason = str(error).splitlines()[0]
+        raise CocoaError(f"model {model}: cannot be read ({reason}); give a checkpoint folder or a hub id") from None
+    return Path(path) if path else None
+
+
+def _folder_of(model: str) -> Path | None:
+    """The folder of a model whose files are on this machine by now."""
+    path = _model_file(model, "config.json") or _model_file(model, "modules.json")
+    return path.parent if path else None
 
 
 def equal_work(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -63,58 +245,3 @@ def prepared(batches: Sequence[list[int]], prepare: Callable[[list[int]], T]) ->
         while waiting:
             ready, future = waiting.popleft()
             yield ready, future.result()
-
-
-def token_counts(
-    model: SentenceTransformer, images: ImageBudget, sides: Sequence[Side], patch_size: int = 28
-) -> list[int]:
-    """How many tokens each input takes, but for markers: its text's, and its image's as the budget allows."""
-    counts = [
-        len(ids) for ids in model.tokenizer([side.prompt() for side in sides], add_special_tokens=False)["input_ids"]
-    ]
-    shown = [i for i, side in enumerate(sides) if side.image is not None]
-    least, most = images.tokens
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for i, (width, height) in zip(shown, pool.map(image_size, [sides[i].image for i in shown]), strict=True):
-            counts[i] += min(max(round(width * height / patch_size**2), least), most)
-    return counts
-
-
-def embed(
-    model: SentenceTransformer, images: ImageBudget, sides: Sequence[Side], batch_size: int = 8, progress: bool = False
-) -> Tensor:
-    """Embeddings of sides, rendered as in training: (len(sides), D), float32, on the CPU.
-
-    Args:
-        model: of sentence-transformers.
-        images: the token budget of an image, and whether images are squashed to a square.
-        sides: what to embed.
-        batch_size: sides embedded at once where they are the longest; of shorter ones more.
-        progress: show a bar on a terminal.
-    """
-    batches = equal_work(token_counts(model, images, sides), batch_size)
-    rows: list[Tensor] = []
-    for _, embeddings in embed_batches(model, images, sides, batches, progress):
-        rows.append(embeddings)
-    order = [index for batch in batches for index in batch]
-    return torch.cat(rows)[torch.from_numpy(np.argsort(order))]
-
-
-def embed_batches(
-    model: SentenceTransformer,
-    images: ImageBudget,
-    sides: Sequence[Side],
-    batches: Sequence[list[int]],
-    progress: bool = False,
-) -> Iterator[tuple[list[int], Tensor]]:
-    """The embeddings (n, D) of each batch of sides, as `embed` gives them, one after the other.
-
-    Normalised once more in float32: in bfloat16 sentence-transformers' lengths are off by up to 0.4 %, enough
-    to change who is nearest.
-    """
-    with Progress(disable=not (progress and sys.stderr.isatty())) as bar:
-        task = bar.add_task("embedding", total=sum(map(len, batches)))
-        for batch, messages in prepared(batches, lambda batch: [chat_messages(sides[i], images) for i in batch]):
-            encoded = model.encode(messages, batch_size=len(batch), convert_to_tensor=True, show_progress_bar=False)
-            yield batch, F.normalize(encoded.float(), dim=-1).cpu()
-            bar.advance(task, len(batch))

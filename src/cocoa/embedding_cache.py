@@ -16,7 +16,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cocoa.images import ImageRef, read_image_bytes
 from cocoa.pairs import Side
 
 KEY_BYTES = 16
@@ -75,27 +74,17 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-class ContentKeys:
-    """Keys of inputs by their content; each image file is read once."""
+def content_key(side: Side, image_digest: bytes | None = None) -> bytes:
+    """`KEY_BYTES` bytes that stand for what the model would read.
 
-    def __init__(self) -> None:
-        self._files: dict[str, bytes] = {}
-
-    def __call__(self, side: Side) -> bytes:
-        """`KEY_BYTES` bytes that stand for what the model would read.
-
-        Raises:
-            CocoaError: the image file cannot be read.
-        """
-        digest = hashlib.blake2b(side.instruction.strip().encode(), digest_size=KEY_BYTES)
-        digest.update(b"\0" + side.text.strip().encode() + b"\0")
-        if side.image is not None:
-            digest.update(self._image(side.image))
-        return digest.digest()
-
-    def _image(self, image: ImageRef) -> bytes:
-        if isinstance(image, Image.Image):
-            return f"{image.mode}{image.size}".encode() + image.tobytes()
-        if image not in self._files:
-            self._files[image] = hashlib.blake2b(read_image_bytes(image), digest_size=KEY_BYTES).digest()
-        return self._files[image]
+    Args:
+        side: instruction, text and image.
+        image_digest: a hash of the image file's content; not needed for an image in memory.
+    """
+    digest = hashlib.blake2b(side.instruction.strip().encode(), digest_size=KEY_BYTES)
+    digest.update(b"\0" + side.text.strip().encode() + b"\0")
+    if isinstance(side.image, Image.Image):
+        digest.update(f"{side.image.mode}{side.image.size}".encode() + side.image.tobytes())
+    elif side.image is not None:
+        digest.update(image_digest or b"")
+    return digest.digest()

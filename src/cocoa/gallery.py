@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cocoa.metrics import rank
-from cocoa.mmeb import EvalDataset
+from cocoa.mmeb_eval import EvalDataset
 from cocoa.pairs import Side
 
 

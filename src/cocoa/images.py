@@ -5,12 +5,14 @@ A member of an archive has a path as if the archive were a folder: `/data/images
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import zipfile
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -40,7 +42,7 @@ def load_image(image: ImageRef) -> Image.Image:
                 image = opened
         except FileNotFoundError:
             raise CocoaError(f"{image}: no such image file; check the data folder or `image_root`") from None
-        except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError) as error:
+        except Exception as error:  # Pillow's decoders raise whatever they stumble over
             raise CocoaError(f"{image}: not a readable image ({error}); replace it or drop its row") from None
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to white
@@ -58,8 +60,33 @@ def image_size(image: ImageRef) -> tuple[int, int]:
     try:
         with Image.open(_source(image)) as opened:
             return opened.size
-    except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError):
+    except Exception:  # as in `load_image`
         return 0, 0
+
+
+class Inspected(NamedTuple):
+    """What a file says without a model: why it is no image (empty where it is one), and a hash of its content."""
+
+    fault: str
+    digest: bytes
+
+
+def inspect_image(path: str) -> Inspected:
+    """Read a file whole and decode it, as small as its format allows (a cut JPEG shows at an eighth of its size)."""
+    try:
+        content = read_image_bytes(path)
+    except CocoaError as error:
+        return Inspected(str(error).removeprefix(f"{path}: "), b"")
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            opened.draft("RGB", (1, 1))
+            opened.load()
+    except Image.UnidentifiedImageError:
+        return Inspected("not an image of any format that Pillow reads; replace it", digest)
+    except Exception as error:  # as in `load_image`
+        return Inspected(f"not a readable image ({error}); replace it", digest)
+    return Inspected("", digest)
 
 
 def read_image_bytes(image: str) -> bytes:
@@ -153,35 +180,49 @@ def check_image_files(images: Iterable[tuple[str, str, int]], root: str | None =
 
     Args:
         images: (path, data set, row) each.
-        root: the folder that images must not leave, by `..` or by a symbolic link; a link into the `blobs` of
-            the hub cache that the folder is in is how a download lies on the disk. None: they may be anywhere.
+        root: see `missing_images`.
 
     Raises:
         CocoaError: names the first missing or straying file, its data set and row, and how many are missing.
     """
-    listings: dict[str, set[str]] = {}
-    seen: set[str] = set()
-    missing: list[tuple[str, str, int]] = []
+    origins: dict[str, tuple[str, int]] = {}
     for path, dataset, row in images:
-        if path in seen:
-            continue
-        seen.add(path)
-        folder, name = os.path.split(path)
-        if root is not None and (".." in path.split("/") or not _is_inside(path, os.path.abspath(root))):
-            raise CocoaError(
-                f"{path}: outside of the data folder (data set {dataset}, row {row}); copy the image into it"
-            )
-        if folder not in listings:
-            listings[folder] = _names(folder)
-        if name not in listings[folder]:
-            missing.append((path, dataset, row))
-    if missing:
-        path, dataset, row = missing[0]
+        origins.setdefault(path, (dataset, row))
+    faults = missing_images(origins, root)
+    for path, reason in faults.items():
+        dataset, row = origins[path]
+        if reason == OUTSIDE:
+            raise CocoaError(f"{path}: {reason} (data set {dataset}, row {row}); copy the image into it")
         raise CocoaError(
-            f"{path}: no such image file (data set {dataset}, row {row}); {len(missing)} of {len(seen)} are "
+            f"{path}: {reason} (data set {dataset}, row {row}); {len(faults)} of {len(origins)} are "
             f"missing; unpack the data set's images, or name the folder that holds them (`data.image_root`, or "
             f"--image-root of cocoa evaluate)"
         )
+
+
+MISSING, OUTSIDE = "no such image file", "outside of the data folder"
+
+
+def missing_images(paths: Iterable[str], root: str | None = None) -> dict[str, str]:
+    """The image files that are not there, or not where they may be, and which of the two.
+
+    Args:
+        paths: each directory of them is listed once.
+        root: the folder that images must not leave, by `..` or by a symbolic link; a link into the `blobs` of
+            the hub cache that the folder is in is how a download lies on the disk. None: they may be anywhere.
+    """
+    listings: dict[str, set[str]] = {}
+    faults: dict[str, str] = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        if root is not None and (".." in path.split("/") or not _is_inside(path, os.path.abspath(root))):
+            faults[path] = OUTSIDE
+            continue
+        if folder not in listings:
+            listings[folder] = _names(folder)
+        if name not in listings[folder]:
+            faults[path] = MISSING
+    return faults
 
 
 def _names(folder: str) -> set[str]:

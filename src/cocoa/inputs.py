@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from PIL import Image
@@ -78,6 +78,29 @@ def chat_messages(side: Side, images: ImageBudget, patch_size: int = 28) -> list
     return messages
 
 
+IMAGE_MARKER = "<|image_1|>"
+"""Where MMEB's texts say that the image stands."""
+IMAGE_TOKEN = "<|image_pad|>"
+
+
+def reference_messages(side: Side) -> list[dict[str, Any]]:
+    """A side as VLM2Vec puts it, for the plain template: the data's text with the image where its marker stands.
+
+    The marker of a text without image stays in it as an image token (WebQA's and EDIS' queries have one). An image
+    with a side under 28 px is blown up to 56 x 56 px, as there; other control tokens in the text are made inert.
+    """
+    parts = [text.replace("<|", "< |") for text in side.text.split(IMAGE_MARKER)]
+    if side.image is None:
+        text = IMAGE_TOKEN.join(parts)
+        return [{"role": "user", "content": [{"type": "text", "text": text}]}]
+    image = load_image(side.image)
+    if min(image.size) < 28:
+        image = image.resize((56, 56))
+    before, after = (parts[0], "".join(parts[1:])) if len(parts) > 1 else ("", parts[0])
+    content: list[dict[str, Any]] = [{"type": "text", "text": before}, {"type": "image", "image": image}]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": after}]}]
+
+
 def inert(text: str) -> str:
     """The text as the chat template writes it: no outer whitespace, and no control token in it."""
     return text.strip().replace("<|", "< |")
@@ -102,3 +125,41 @@ def fit_image(image: Image.Image, images: ImageBudget, patch_size: int) -> Image
 def most_tokens(text: str) -> int:
     """No tokenizer of the family makes more tokens of a text: its bytes, normalised as they normalise it."""
     return len(unicodedata.normalize("NFC", inert(text)).encode())
+
+
+def cut(tokenizer: Any, text: str, tokens: int) -> str:
+    """The longest prefix of a text that takes at most `tokens` tokens, cut between tokens."""
+    while True:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        if len(encoded["input_ids"]) <= tokens:
+            return text
+        text = text[: encoded["offset_mapping"][tokens][0]].rstrip()
+
+
+def shorten(tokenizer: Any, text: str, tokens: int) -> str:
+    """A text as the template writes it, cut to at most `tokens` tokens.
+
+    Shortening comes before rendering, so that it can never cut EOS or an image.
+    """
+    return cut(tokenizer, inert(text), tokens)
+
+
+def room(images: ImageBudget, shown: bool, max_length: int) -> int:
+    """Tokens left of `max_length` beside EOS and, if one is shown, the largest image with its two markers."""
+    return max_length - 1 - (images.tokens[1] + 2 if shown else 0)
+
+
+def fit_text(tokenizer: Any, side: Side, images: ImageBudget, max_length: int) -> Side:
+    """The side with its text shortened so that image, instruction, text and EOS fit into `max_length`.
+
+    Raises:
+        CocoaError: image and instruction alone do not fit.
+    """
+    tokens = room(images, side.image is not None, max_length)
+    if most_tokens(side.prompt()) <= tokens:
+        return side
+    instruction = inert(side.instruction)
+    prompt = shorten(tokenizer, side.prompt(), max(tokens, 0))
+    if tokens < 0 or len(prompt) < len(instruction):
+        raise CocoaError(f"max_length {max_length} has no room for image and instruction; raise it")
+    return replace(side, text=prompt[len(instruction) :])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cocoa.catalogue import TABLES, datasets, find_dataset
 from cocoa.errors import CocoaError
-from cocoa.mmeb import EvalDataset
+from cocoa.mmeb_eval import EvalDataset
 
 GROUPS = ("Classification", "VQA", "Retrieval", "Grounding", "IND", "OOD", "All")
 """What is averaged over: the meta-tasks, in and out of distribution, everything."""
@@ -42,7 +42,9 @@ def rank(dataset: EvalDataset, embeddings: Tensor) -> Tensor:
     right = torch.from_numpy(np.array([own[0] for own in dataset.candidates]))  # (Q,)
     broken = ~embeddings.isfinite().all(1)  # (inputs,)
     for row in sorted([*broken[queries].nonzero().flatten().tolist(), *rows[broken[ids]].tolist()])[:1]:
-        raise CocoaError(f"data set {dataset.name}, row {row}: an embedding is not finite; the model is broken")
+        raise CocoaError(
+            f"data set {dataset.name}, row {dataset.number(row)}: an embedding is not finite; the model is broken"
+        )
 
     vectors, column = distinct_rows(embeddings)
     beaten = torch.zeros(len(queries), dtype=torch.long)

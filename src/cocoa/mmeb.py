@@ -1,4 +1,4 @@
-"""Readers of the two MMEB layouts: MMEB-train gives `Pair`s, MMEB-eval gives `EvalDataset`s.
+"""MMEB's folders of parquet files, and the reader of MMEB-train, which gives `Pair`s (MMEB-eval: `cocoa.mmeb_eval`).
 
 A folder whose name is not one of the 36 data sets is a data set too (`cocoa.catalogue`).
 """
@@ -6,11 +6,9 @@ A folder whose name is not one of the 36 data sets is a data set too (`cocoa.cat
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -18,15 +16,12 @@ import pyarrow.parquet as pq
 from cocoa.catalogue import (
     NEGATIVE_COLUMNS,
     TRAIN_COLUMNS,
-    clean,
     find_dataset,
-    instructions_of,
-    make_side,
     pair_reader,
 )
 from cocoa.errors import CocoaError
-from cocoa.images import check_image_files, image_locator
-from cocoa.pairs import Pair, PairSet, Side, sample_rows
+from cocoa.images import image_locator
+from cocoa.pairs import Pair, PairSet, sample_rows
 
 
 def list_subsets(folder: str | Path) -> list[str]:
@@ -60,7 +55,7 @@ def select_subsets(wanted: str | Sequence[str], there: Sequence[str], where: str
     return [name for name in there if name in chosen]
 
 
-def _read_split(folder: Path, split: str, needed: Sequence[str], optional: Sequence[str]) -> pa.Table:
+def read_split(folder: Path, split: str, needed: Sequence[str], optional: Sequence[str]) -> pa.Table:
     """The columns of one split in shard order; other splits and older files beside it are left alone."""
     shards: dict[str, dict[int, tuple[Path, int]]] = {}
     for path in sorted(folder.glob("*.parquet")):
@@ -91,8 +86,6 @@ def _read_split(folder: Path, split: str, needed: Sequence[str], optional: Seque
             raise CocoaError(f"{path}: not a readable parquet file ({reason}); download it again") from None
     return pa.concat_tables(tables, promote_options="permissive")
 
-
-# ---------------------------------------------------------------------------------------------- MMEB-train
 
 TRAIN_IMAGES = ("qry_image_path", "pos_image_path")
 
@@ -134,7 +127,7 @@ def read_train(
     folder = Path(folder)
     result = PairSet()
     for name in select_subsets(subsets, list_subsets(folder), str(folder)):
-        table = _read_split(folder / name, split, TRAIN_COLUMNS, NEGATIVE_COLUMNS)
+        table = read_split(folder / name, split, TRAIN_COLUMNS, NEGATIVE_COLUMNS)
         rows = sample_rows(len(table), max_rows_per_subset, name, seed)
         to_pair = pair_reader(name, image_locator(folder, _first_image(table, TRAIN_IMAGES), image_root))
         for row, record in zip(rows, table.take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
@@ -144,148 +137,3 @@ def read_train(
             else:
                 result.leave_out(name, pair)
     return result
-
-
-# ---------------------------------------------------------------------------------------------- MMEB-eval
-
-EVAL_COLUMNS = ("qry_inst", "qry_img_path", "tgt_inst", "tgt_img_path")
-
-
-@dataclass(frozen=True, slots=True)
-class EvalDataset:
-    """One evaluation data set: every distinct input once, and who is compared with whom.
-
-    Attributes:
-        name: the data set's folder.
-        inputs: the distinct sides, by (instruction, text, image).
-        queries: (rows,) index into `inputs`.
-        candidates: for each row the (candidates,) indices into `inputs`; the right one comes first, and an
-            exact duplicate of it has the same index.
-    """
-
-    name: str
-    inputs: list[Side]
-    queries: np.ndarray
-    candidates: list[np.ndarray]
-
-    def first_rows(self) -> list[int]:
-        """The first row that each input stands in: (inputs,)."""
-        found = np.zeros(len(self.inputs), np.int64)
-        for row in reversed(range(len(self.queries))):
-            found[self.candidates[row]] = found[self.queries[row]] = row
-        return found.tolist()
-
-
-def read_eval(
-    folder: str | Path,
-    subsets: str | Sequence[str] = "all",
-    split: str = "test",
-    image_root: str | Path | None = None,
-) -> list[EvalDataset]:
-    """Reads a folder in the layout of MMEB-eval, in both of its forms.
-
-    Plain: `qry_text, qry_img_path, tgt_text[], tgt_img_path[]`, the instruction inside the texts. Split (with
-    `qry_inst` and mostly `tgt_inst`): instructions apart; the image columns may be absent. Image paths are
-    relative to `folder`, to `images` or `eval_images` in it, or to an archive in it, unless `image_root` is given.
-
-    Raises:
-        CocoaError: a folder, subset, split or column is missing, a row's candidate lists are empty or differ
-            in length, or a query or candidate has neither image nor content.
-    """
-    folder = Path(folder)
-    found = []
-    for name in select_subsets(subsets, list_subsets(folder), str(folder)):
-        table = _read_split(folder / name, split, ("qry_text", "tgt_text"), EVAL_COLUMNS)
-        missing = [column for column in ("qry_img_path", "tgt_img_path") if column not in table.column_names]
-        if missing and "qry_inst" not in table.column_names:
-            raise CocoaError(f"{folder / name}: no column {', '.join(missing)} in split {split!r}; download it again")
-        for column in ("tgt_text", "tgt_img_path"):
-            if column in table.column_names and not pa.types.is_list(table[column].type):
-                raise CocoaError(f"{folder / name}: column {column} holds no lists (of one string a candidate)")
-        if not len(table):
-            raise CocoaError(f"{folder / name}: no rows in split {split!r}; download it again")
-        found.append(_eval_dataset(name, table, folder, image_root))
-    return found
-
-
-def _eval_dataset(name: str, table: pa.Table, folder: Path, image_root: str | Path | None) -> EvalDataset:
-    known, query_instructions, target_instructions = instructions_of(name)
-    counts = pc.fill_null(pc.list_value_length(table["tgt_text"]), 0).to_numpy()
-    columns = {column: table[column] for column in table.column_names}
-    if "tgt_img_path" in columns:
-        paths = pc.fill_null(pc.list_value_length(columns["tgt_img_path"]), 0).to_numpy()
-        for row in np.flatnonzero(counts != paths)[:1]:
-            raise CocoaError(
-                f"data set {name}, row {row}: {counts[row]} texts in tgt_text but {paths[row]} paths in "
-                f"tgt_img_path; give every candidate one of each, empty where absent"
-            )
-        columns["tgt_img_path"] = pc.list_flatten(columns["tgt_img_path"])
-    for row in np.flatnonzero(counts == 0)[:1]:
-        raise CocoaError(f"data set {name}, row {row}: no candidates in tgt_text; drop the row")
-    columns["tgt_text"] = pc.list_flatten(columns["tgt_text"])
-
-    query_paths = _encode(columns.get("qry_img_path"), len(table))
-    target_paths = _encode(columns.get("tgt_img_path"), counts.sum())
-    first = next((path for path in (*query_paths[1], *target_paths[1]) if path), "")
-    locate = image_locator(folder, first, image_root)
-    inputs: dict[Side, int] = {}
-
-    def index(instruction: _Encoded, text: _Encoded, path: _Encoded, instructions: tuple[str, ...]) -> np.ndarray:
-        """Adds the distinct sides to `inputs`; which one each row is (numbers: there are a million rows)."""
-        key = (instruction[0] * len(text[1]) + text[0]) * len(path[1]) + path[0]
-        distinct, inverse = np.unique(key, return_inverse=True)
-        ids = np.empty(len(distinct), np.int64)
-        for i, number in enumerate(distinct.tolist()):
-            rest, p = divmod(number, len(path[1]))
-            said, content = clean(instruction[1][rest // len(text[1])]), text[1][rest % len(text[1])]
-            image = locate(path[1][p]) if path[1][p] else None
-            if said:
-                side = Side(said, clean(content), image)
-            else:
-                side = make_side(content, image, instructions, known)
-            ids[i] = inputs.setdefault(side, len(inputs))
-        return ids[inverse]
-
-    queries = index(
-        _encode(columns.get("qry_inst"), len(table)),
-        _encode(columns["qry_text"], len(table)),
-        query_paths,
-        query_instructions,
-    )
-    numbers, said = _encode(columns.get("tgt_inst"), len(table))
-    targets = index(
-        (np.repeat(numbers, counts), said), _encode(columns["tgt_text"], 0), target_paths, target_instructions
-    )
-    sides = list(inputs)
-    empty = [i for i, side in enumerate(sides) if side.image is None and not side.text]
-    row_of = np.repeat(np.arange(len(table)), counts)
-    for what, rows in (
-        ("query", np.flatnonzero(np.isin(queries, empty))),
-        ("candidate", row_of[np.isin(targets, empty)]),
-    ):
-        if len(rows):
-            raise CocoaError(f"data set {name}, row {rows[0]}: a {what} without image and content; drop the row")
-    return EvalDataset(name, sides, queries, np.split(targets, np.cumsum(counts)[:-1]))
-
-
-_Encoded = tuple[np.ndarray, list[str]]  # (rows,) numbers of strings, and the distinct strings
-
-
-def _encode(column: pa.ChunkedArray | None, rows: int) -> _Encoded:
-    """A text column as numbers; nulls, and all `rows` of an absent column, are the empty string."""
-    if column is None:
-        return np.zeros(rows, np.int64), [""]
-    encoded = pc.fill_null(pc.cast(column, pa.large_string()), "").combine_chunks().dictionary_encode()
-    return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
-
-
-def check_eval_images(found: Iterable[EvalDataset], root: str | Path | None = None) -> None:
-    """Sees that every image file of the evaluation sets exists (and lies in `root`), as `check_image_files` does."""
-
-    def images() -> Iterator[tuple[str, str, int]]:
-        for dataset in found:
-            for side, row in zip(dataset.inputs, dataset.first_rows(), strict=True):
-                if isinstance(side.image, str):
-                    yield side.image, dataset.name, row
-
-    check_image_files(images(), None if root is None else str(root))

@@ -29,7 +29,7 @@ from cocoa.adapters import adapted_layers, add_adapters, describe, merge_adapter
 from cocoa.backbone import Backbone, load_backbone
 from cocoa.catalogue import stage_rows
 from cocoa.checkpoint import LOG_NAME, as_sentence_transformer, read_record, save_checkpoint
-from cocoa.embedding import embed
+from cocoa.embedding import Embedder
 from cocoa.errors import CocoaError
 from cocoa.images import check_image_files
 from cocoa.pairs import ContentPair, Pair, Side, check_images, hold_out, limit_rows
@@ -235,12 +235,12 @@ def _finish(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     backbone.model.eval()
-    before = embed(as_sentence_transformer(backbone), backbone.images, sides)
+    before = Embedder(as_sentence_transformer(backbone), backbone.images).embed(sides)
     if adapters is not None:
         backbone.model = merge_adapters(adapters, partial / "adapter")
     for parameter in backbone.model.parameters():  # model.to(...) would round the rotary frequencies too
         parameter.data = parameter.data.to(DTYPES[recipe.dtype])
-    after = embed(as_sentence_transformer(backbone), backbone.images, sides)
+    after = Embedder(as_sentence_transformer(backbone), backbone.images).embed(sides)
     cosine = torch.nn.functional.cosine_similarity(before, after).min().item()
     logger.info("least cosine between embeddings before the merge and as saved: %.6f", cosine)
     backbone.set_image_budget(recipe.image.evaluation())

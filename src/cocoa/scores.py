@@ -18,6 +18,9 @@ from cocoa.catalogue import datasets
 from cocoa.checkpoint import write_json
 from cocoa.metrics import GROUPS, summary
 
+ABOUT = ("model", "model_hash", "recipe", "split", "image", "prompt_style", "max_length", "versions")
+"""What every file says about how its numbers came about, beside the hash of the data."""
+BAD_ROWS_SHOWN = 20
 MISSING = "FILE_N/A"
 """What the leaderboard writes in place of a data set that was not scored."""
 
@@ -28,14 +31,15 @@ def write_scores(output: Path, scores: dict[str, dict[str, float]], about: dict[
     Args:
         output: made where it does not exist.
         scores: the metrics of each data set.
-        about: what else there is to say: `model`, `model_hash`, `data_hash` by data set, `image`, `versions`, ...
+        about: what else there is to say (`evaluate` does): `model`, `model_hash`, `recipe`, `data_hash` by data set,
+            `image`, `versions`, ...; every file repeats it under `about`.
     """
     output.mkdir(parents=True, exist_ok=True)
     for name, score in scores.items():
-        facts: dict[str, Any] = {key: about[key] for key in ("model", "model_hash", "split") if key in about}
+        facts = {key: about[key] for key in ABOUT if key in about}
         if name in about.get("data_hash", {}):
             facts["data_hash"] = about["data_hash"][name]
-        write_json(output / f"{name}_score.json", score | facts)
+        write_json(output / f"{name}_score.json", {**score, "about": facts})
     result = summary(scores) | about
     write_json(output / "summary.json", result)
     write_json(output / "leaderboard.json", leaderboard(scores, about))
@@ -59,7 +63,7 @@ def leaderboard(scores: dict[str, dict[str, float]], about: dict[str, Any]) -> d
         "data_source": "Self-Reported",
         "url": None,
         "report_generated_date": date.today().isoformat(),
-        **{key: about[key] for key in ("model_hash", "data_hash", "image", "versions") if key in about},
+        "about": {key: about[key] for key in (*ABOUT, "data_hash") if key in about},
     }
     images: dict[str, Any] = {name: scores.get(name, MISSING) for name in datasets()}
     return {"metadata": metadata, "metrics": {"image": images, "video": {}, "visdoc": {}}}
@@ -101,8 +105,14 @@ def markdown(result: dict[str, Any]) -> str:
             lines += ["", f"\\* {group}: {there} of {of} data sets; missing: {', '.join(averages[group]['missing'])}"]
     lines += ["", _row("data set", ["hit@1"]), _row("---", ["---:"])]
     lines += [_row(name, [f"{hit:.1f}"]) for name, hit in result["datasets"].items()]
-    facts = ("model", "model_hash", "data", "split", "image", "versions", "recipe", "data_hash")
-    lines += ["", *[f"- {key}: `{result[key]}`" for key in facts if result.get(key)]]
+    if bad := result.get("bad_rows"):
+        lines += ["", f"{sum(row['left_out'] for row in bad)} rows could not be used and count for nothing above:", ""]
+        lines += [f"- {row['dataset']}, row {row['row']}: {row['reason']}" for row in bad[:BAD_ROWS_SHOWN]]
+        if len(bad) > BAD_ROWS_SHOWN:
+            lines.append(f"- and {len(bad) - BAD_ROWS_SHOWN} more, in summary.json")
+    if result.get("shortened"):
+        lines += ["", f"{result['shortened']} texts were shortened to fit into {result['max_length']} tokens."]
+    lines += ["", *[f"- {key}: `{result[key]}`" for key in ("data", *ABOUT, "data_hash") if result.get(key)]]
     return "\n".join(lines) + "\n"
 
 

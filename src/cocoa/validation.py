@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from cocoa.backbone import Backbone
-from cocoa.embedding import embed
+from cocoa.embedding import Embedder
 from cocoa.pairs import Pair
 
 
@@ -50,8 +50,9 @@ class InPoolEvaluator(BaseEvaluator):
     def _hit_at_1(self, model: SentenceTransformer, pairs: list[Pair]) -> float:
         targets = {pair.target.content_id(): pair.target for pair in pairs}
         column = {content_id: i for i, content_id in enumerate(targets)}
-        queries = embed(model, self.backbone.images, [pair.query for pair in pairs], self.batch_size)
-        pool = embed(model, self.backbone.images, list(targets.values()), self.batch_size)
+        embedder = Embedder(model, self.backbone.images)
+        queries = embedder.embed([pair.query for pair in pairs], self.batch_size)
+        pool = embedder.embed(list(targets.values()), self.batch_size)
         own = torch.tensor([column[pair.target.content_id()] for pair in pairs])
         # Row by row: a matrix product rounds equal targets differently by their place.
         scores = torch.stack([(pool * query).sum(1) for query in queries])  # (queries, targets)

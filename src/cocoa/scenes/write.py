@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import track
 
-from cocoa.catalogue import CONTENT, IMAGE_MARKER, NEGATIVE_COLUMNS, TRAIN_COLUMNS, datasets
+from cocoa.catalogue import CONTENT, NEGATIVE_COLUMNS, TRAIN_COLUMNS, datasets
 from cocoa.errors import CocoaError
+from cocoa.inputs import IMAGE_MARKER
 from cocoa.scenes.tasks import TASKS, Example, Item, all_answers, labels
 from cocoa.scenes.world import Scene, Thing, crop, picture
 

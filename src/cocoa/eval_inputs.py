@@ -1,0 +1,137 @@
+"""What an evaluation has to encode: its image files looked through once, every input that is equal by content once."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from rich.progress import track
+
+from cocoa.bad_rows import BadRows
+from cocoa.embedding import WORKERS
+from cocoa.embedding_cache import content_key
+from cocoa.images import check_image_files, inspect_image, missing_images
+from cocoa.mmeb_eval import EvalDataset, without
+from cocoa.pairs import Side
+
+S = TypeVar("S")
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Every distinct input of several data sets.
+
+    Attributes:
+        sides: the inputs, distinct by what a model reads: instruction, text and the image file's content.
+        keys: the key of each one's content.
+        places: for each data set, which of them its own inputs are: (inputs,).
+        origins: a data set and row that each stands in.
+    """
+
+    sides: list[Side]
+    keys: list[bytes]
+    places: list[np.ndarray]
+    origins: list[tuple[str, int]]
+
+
+def inspect_images(found: Sequence[EvalDataset]) -> tuple[dict[str, str], dict[str, bytes]]:
+    """Read and decode every image file, shared among the processes: what is wrong with some, the hash of all others."""
+    paths = list(_image_files(found))
+    looked = dict(zip(paths, shared(inspect_image, paths, "looking through images"), strict=True))
+    faults = {path: f"{path}: {inspected.fault}" for path, inspected in looked.items() if inspected.fault}
+    return faults, {path: inspected.digest for path, inspected in looked.items()}
+
+
+def usable(found: Sequence[EvalDataset], root: str | Path, bad: BadRows) -> tuple[list[EvalDataset], dict[str, bytes]]:
+    """The data sets without what their image files do not allow, and a hash of each file's content.
+
+    Args:
+        found: the data sets.
+        root: the folder or archive that images must lie in.
+        bad: told about rows whose images are missing, outside of it, or cannot be decoded.
+
+    Raises:
+        CocoaError: by the policy of `bad` (how many files are missing is told too), or a data set has no row left.
+    """
+    if bad.policy == "error":
+        check_eval_images(found, root)
+    faults = {path: f"{path}: {reason}" for path, reason in missing_images(_image_files(found), str(root)).items()}
+    found = [without(dataset, _broken(dataset, faults), bad) for dataset in found]
+    faults, digests = inspect_images(found)
+    return [without(dataset, _broken(dataset, faults), bad) for dataset in found], digests
+
+
+def check_eval_images(found: Iterable[EvalDataset], root: str | Path | None = None) -> None:
+    """Sees that every image file of the evaluation sets exists (and lies in `root`), as `check_image_files` does."""
+    files = (
+        (side.image, dataset.name, row)
+        for dataset in found
+        for side, row in zip(dataset.inputs, dataset.first_rows(), strict=True)
+        if isinstance(side.image, str)
+    )
+    check_image_files(files, None if root is None else str(root))
+
+
+def distinct_inputs(
+    found: Sequence[EvalDataset], digests: Mapping[str, bytes] | None = None
+) -> tuple[list[EvalDataset], Inputs]:
+    """The data sets over inputs that differ in content, and what is to be encoded for all of them, each input once.
+
+    The same picture under two paths is one input: as a duplicate of the right candidate it is right too.
+
+    Args:
+        found: the data sets.
+        digests: a hash of each image file's content, if they have been read already.
+    """
+    digests = inspect_images(found)[1] if digests is None else digests
+    numbers: dict[bytes, int] = {}
+    inputs = Inputs([], [], [], [])
+    merged = []
+    for dataset in found:
+        keys = [content_key(side, digests.get(str(side.image))) for side in dataset.inputs]
+        for key, side, row in zip(keys, dataset.inputs, dataset.first_rows(), strict=True):
+            if numbers.setdefault(key, len(numbers)) == len(inputs.sides):
+                inputs.sides.append(side)
+                inputs.keys.append(key)
+                inputs.origins.append((dataset.name, row))
+        by_content, used = dataset.renumbered(inputs.sides, np.array([numbers[key] for key in keys]))
+        merged.append(by_content)
+        inputs.places.append(used)
+    logger.info("%d data sets, %d distinct inputs", len(found), len(inputs.sides))
+    return merged, inputs
+
+
+def shared(function: Callable[[S], T], items: Sequence[S], what: str) -> list[T]:
+    """`function` of every item in threads; each process does its share, and all of them get all results."""
+    state = PartialState()
+    mine = items[state.process_index :: state.num_processes]
+    silent = not (state.is_main_process and sys.stderr.isatty())
+    with ThreadPoolExecutor(WORKERS) as pool:
+        results = list(track(pool.map(function, mine), what, len(mine), disable=silent, transient=True))
+    if state.num_processes == 1:
+        return results
+    found: list[T] = [None] * len(items)  # type: ignore[list-item]
+    for process, part in enumerate(gather_object([results])):
+        found[process :: state.num_processes] = part
+    return found
+
+
+def _image_files(found: Iterable[EvalDataset]) -> dict[str, None]:
+    """The image files of the data sets, each once, in order."""
+    sides = (side for dataset in found for side in dataset.inputs)
+    return dict.fromkeys(side.image for side in sides if isinstance(side.image, str))
+
+
+def _broken(dataset: EvalDataset, faults: Mapping[str, str]) -> dict[int, str]:
+    """What is wrong with inputs of a data set, by their index, from what is wrong with image files."""
+    return {i: faults[str(side.image)] for i, side in enumerate(dataset.inputs) if str(side.image) in faults}
