@@ -190,7 +190,7 @@ def test_data_sets_to_score_may_follow_one_option(outcomes, folder):
     assert code == 0, err
     assert "\r" not in err and "it/s" not in err
     assert {path.name for path in (folder / "scores").iterdir()} == {
-        *("EDIS_score.json", "MSCOCO_t2i_score.json", "summary.json")
+        *("EDIS_score.json", "MSCOCO_t2i_score.json", "summary.json", "leaderboard.json", "table.md", "embeddings")
     }
     summary = json.loads((folder / "scores" / "summary.json").read_text())
     assert list(summary["datasets"]) == ["EDIS", "MSCOCO_t2i"]

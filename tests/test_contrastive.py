@@ -151,6 +151,9 @@ class Planted:
     def __init__(self, vectors):
         self.vectors = vectors
 
+    def tokenizer(self, texts, **_):
+        return {"input_ids": [[0] for _ in texts]}
+
     def encode(self, messages, **kwargs):
         return torch.stack([torch.tensor(self.vectors[m[-1]["content"][-1]["text"]]) for m in messages])
 

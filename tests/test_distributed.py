@@ -82,7 +82,11 @@ def test_two_processes_score_as_one_and_share_the_work(tiny_backbone_path, photo
         assert len(shards) == number
         keys = torch.cat([shard["keys"] for shard in shards])
         assert len(keys) == len(keys.unique(dim=0))  # nothing twice
-        found[number]["keys"] = {bytes(key.tolist()): row for s in shards for key, row in zip(*s.values(), strict=True)}
-    one, two = (found[number].pop("keys") for number in (1, 2))
+        found[number]["rows"] = {
+            key.numpy().tobytes(): row
+            for shard in shards
+            for key, row in zip(shard["keys"], shard["embeddings"], strict=True)
+        }
+    one, two = (found[number].pop("rows") for number in (1, 2))
     assert found[1] == found[2]
-    assert one.keys() == two.keys()
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from parquet_files import PLAIN, write
+from parquet_files import PLAIN, write, write_eval
 
+from cocoa.bad_rows import BadRow, BadRows
 from cocoa.catalogue import datasets
 from cocoa.errors import CocoaError
 from cocoa.eval_inputs import check_eval_images
@@ -134,7 +138,122 @@ def test_broken_evaluation_rows_are_named(tmp_path: Path, columns: Sequence[str]
     assert "\n" not in str(error.value)
 
 
-def test_candidates_are_not_lists(tmp_path: Path) -> None:
-    write(tmp_path / "a" / "test-00000-of-00001.parquet", PLAIN, ("q", "", "a", ""))
-    with pytest.raises(CocoaError, match="column tgt_text holds no lists"):
-        read_eval(tmp_path)
+@pytest.mark.parametrize(
+    ("columns", "row", "said"),
+    [
+        (PLAIN, ("q", "", "a", ""), "column tgt_text holds string, not lists of one string a candidate"),
+        (PLAIN, ("q", "", ["a"], ""), "column tgt_img_path holds string, not lists"),
+        (PLAIN, ("q", "", [1], [""]), "column tgt_text holds int64, not strings"),
+        (PLAIN, (7, "", ["a"], [""]), "column qry_text holds int64, not strings"),
+        (PLAIN, ("q", b"bytes", ["a"], [""]), "column qry_img_path holds binary, not strings"),
+        (PLAIN, ("q", {"path": "x"}, ["a"], [""]), "column qry_img_path holds struct<path: string>, not strings"),
+        (("qry_inst", *PLAIN), (3.5, "q", "", ["a"], [""]), "column qry_inst holds double, not strings"),
+    ],
+)
+def test_columns_of_another_type_are_named_whatever_the_policy(tmp_path, columns, row, said):
+    write_eval(tmp_path, "a", row, columns=columns)
+    for policy in ("error", "skip"):
+        with pytest.raises(CocoaError, match=re.escape(f"data set a: {said}")):
+            read_eval(tmp_path, bad=BadRows(policy))
+
+
+def test_null_columns_and_every_kind_of_string_and_list_are_read(tmp_path):
+    strings = pa.array(["q", "q2"]).dictionary_encode()
+    lists = pa.array([["a", "b"], ["b", None]], pa.large_list(pa.large_string()))
+    table = {"qry_text": strings, "qry_img_path": pa.nulls(2), "tgt_text": lists}
+    table["tgt_img_path"] = pa.array([["", ""], ["", "x.jpg"]], pa.list_(pa.string(), 2))
+    (tmp_path / "a").mkdir()
+    pq.write_table(pa.table(table), tmp_path / "a" / "test-00000-of-00001.parquet")
+    (found,) = read_eval(tmp_path)
+    assert [found.inputs[i].text for i in found.queries] == ["q", "q2"]
+    assert [[found.inputs[i].text for i in ids] for ids in found.candidates] == [["a", "b"], ["b", ""]]
+
+
+def test_rows_that_cannot_be_used_are_skipped_counted_and_listed(tmp_path):
+    bad = BadRows("skip")
+    rows = [
+        ("one", "", ["a", "b", ""], ["", "", ""]),  # a wrong candidate is empty: it leaves the list
+        ("two", "", ["a", "b"], [""]),
+        ("three", "", [], []),
+        ("four", "", ["", "a"], ["", ""]),  # the right one is empty
+        ("", "", ["a"], [""]),
+        ("six", "", ["b", "", "a", ""], ["", "", "", ""]),
+    ]
+    write_eval(tmp_path, "mine", *rows)
+    (found,) = read_eval(tmp_path, bad=bad)
+    assert [found.inputs[i].text for i in found.queries] == ["one", "six"]
+    assert [[found.inputs[i].text for i in ids] for ids in found.candidates] == [["a", "b"], ["b", "a"]]
+    assert [found.number(row) for row in range(2)] == [0, 5]
+    assert {side.text: row for side, row in zip(found.inputs, found.first_rows(), strict=True)} == {
+        "one": 0,
+        "a": 0,
+        "b": 0,
+        "six": 5,
+    }
+    assert bad.left_out() == {"mine": 4}
+    assert bad.found[-1] == BadRow("mine", 0, "candidate: neither image nor content (it stands in 2 lists)", False)
+    assert [row.row for row in bad.found if row.left_out] == [1, 2, 3, 4]
+
+
+def test_a_data_set_of_bad_rows_alone_is_an_error_even_where_they_are_skipped(tmp_path):
+    write_eval(tmp_path, "mine", ("q", "", [], []), ("", "", ["a"], [""]))
+    with pytest.raises(CocoaError, match="data set mine: no usable row"):
+        read_eval(tmp_path, bad=BadRows("skip"))
+    with pytest.raises(CocoaError, match="on-bad-row 'drop': choose error or skip"):
+        BadRows("drop")
+
+
+# ------------------------------------------------------------------------------ VLM2Vec's plain form
+
+
+def test_the_reference_style_keeps_texts_as_they_stand(photo_data):
+    (found,) = read_eval(photo_data / "MMEB-eval", ["ImageNet-1K"], prompt_style="reference")
+    assert found.inputs[found.queries[0]].text == "<|image_1|>\nRepresent the given image for classification\n"
+    assert found.inputs[found.queries[0]].instruction == ""
+    (edis,) = read_eval(photo_data / "MMEB-eval", ["EDIS"], prompt_style="reference")
+    query = edis.inputs[edis.queries[0]]
+    assert query.image is None and query.text.startswith("<|image_1|>\nFind a news image")  # its stray marker stays
+
+
+@pytest.mark.parametrize(
+    ("name", "split_form", "plain"),
+    [
+        # query: instruction, text, image; target: instruction, text, image; then both as the plain form has them
+        (
+            "ImageNet-1K",
+            ("<|image_1|>\nRepresent it", "", "q.jpg", "", "cat\n", ""),
+            ("<|image_1|>\nRepresent it\n", "cat\n"),
+        ),
+        (
+            "OK-VQA",
+            ("<|image_1|>\nAnswer:", "What? ", "q.jpg", "", "cat", ""),
+            ("<|image_1|>\nAnswer: What?\n", "cat"),
+        ),
+        (
+            "VisDial",
+            ("Dialogue:", "Q:a\nA:b", "", "<|image_1|>\nShow it", "", "t.jpg"),
+            ("Dialogue: Q:a\nA:b\n\n", "<|image_1|>\nShow it\n"),
+        ),
+        (
+            "EDIS",
+            ("<|image_1|>\nFind:", "news", "", "<|image_1|>\nShow:", "headline", "t.jpg"),
+            ("<|image_1|>\nFind: news\n", "<|image_1|>\nShow: headline\n"),
+        ),
+        (
+            "MSCOCO",
+            ("<|image_1|>\nCrop:", '"dog"', "q.jpg", "<|image_1|>\nShow the crop", "", "t.jpg"),
+            ('<|image_1|>\nCrop: "dog"\n', "<|image_1|>\nShow the crop"),
+        ),
+    ],
+)
+def test_the_split_form_is_joined_as_the_reference_does(tmp_path, name, split_form, plain):
+    """By VLM2Vec's evaluation code: what its plain form says, whatever the form on disk."""
+    query_said, query, query_image, target_said, target, target_image = split_form
+    columns = ("qry_inst", "qry_text", "qry_img_path", "tgt_inst", "tgt_text", "tgt_img_path")
+    row = (query_said, query, query_image, target_said, [target], [target_image])
+    write_eval(tmp_path / "split", name, row, columns=columns)
+    write_eval(tmp_path / "plain", name, (plain[0], query_image, [plain[1]], [target_image]))
+    for form in ("split", "plain"):
+        (found,) = read_eval(tmp_path / form, prompt_style="reference")
+        sides = found.inputs[found.queries[0]], found.inputs[found.candidates[0][0]]
+        assert tuple(side.text for side in sides) == plain

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from huggingface_hub.errors import HfHubHTTPError
 from rich.progress import Progress
 from sentence_transformers import SentenceTransformer
@@ -26,6 +25,7 @@ from cocoa.errors import CocoaError
 from cocoa.images import image_size, load_image
 from cocoa.inputs import ImageBudget, chat_messages, cut, fit_text, most_tokens, reference_messages, room
 from cocoa.pairs import Side
+from cocoa.processes import WORKERS, this_process
 
 T = TypeVar("T")
 
@@ -33,8 +33,8 @@ MOST_SHORT = 16
 """A batch of short inputs holds at most so many times as many as one of the longest."""
 TOKEN_AREA = 28 * 28
 """Pixels of a merged token."""
-WORKERS, AHEAD = 4, 3
-"""Threads that prepare batches, and how many batches are ready or being prepared at a time."""
+AHEAD = 3
+"""How many batches are ready or being prepared at a time."""
 DEFAULT_IMAGES = ImageBudget((4, 576))
 """Image budget for a model that carries no record of ours."""
 MAX_LENGTH = 4096
@@ -175,7 +175,7 @@ def load_embedder(model: str | Path, max_length: int | None = None, prompt_style
     model = locate(str(model))
     if Path(model).is_file():
         raise CocoaError(f"model {model}: a file; give the checkpoint's folder or a hub id")
-    device = PartialState().device
+    device = this_process().device
     if prompt_style == "cocoa" and _model_file(model, "modules.json") is not None:
         path = _model_file(model, RECORD_NAME)
         record = read_record(path.parent) if path else {}

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from accelerate import PartialState
-from accelerate.utils import gather_object
-from rich.progress import track
 
 from cocoa.bad_rows import BadRows
-from cocoa.embedding import WORKERS
 from cocoa.embedding_cache import content_key
 from cocoa.images import check_image_files, inspect_image, missing_images
 from cocoa.mmeb_eval import EvalDataset, without
 from cocoa.pairs import Side
+from cocoa.processes import shared
 
-S = TypeVar("S")
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -109,21 +101,6 @@ def distinct_inputs(
         inputs.places.append(used)
     logger.info("%d data sets, %d distinct inputs", len(found), len(inputs.sides))
     return merged, inputs
-
-
-def shared(function: Callable[[S], T], items: Sequence[S], what: str) -> list[T]:
-    """`function` of every item in threads; each process does its share, and all of them get all results."""
-    state = PartialState()
-    mine = items[state.process_index :: state.num_processes]
-    silent = not (state.is_main_process and sys.stderr.isatty())
-    with ThreadPoolExecutor(WORKERS) as pool:
-        results = list(track(pool.map(function, mine), what, len(mine), disable=silent, transient=True))
-    if state.num_processes == 1:
-        return results
-    found: list[T] = [None] * len(items)  # type: ignore[list-item]
-    for process, part in enumerate(gather_object([results])):
-        found[process :: state.num_processes] = part
-    return found
 
 
 def _image_files(found: Iterable[EvalDataset]) -> dict[str, None]:

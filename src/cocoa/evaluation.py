@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
 from cocoa.bad_rows import BadRows
@@ -23,6 +22,7 @@ from cocoa.errors import CocoaError
 from cocoa.eval_inputs import Inputs, distinct_inputs, usable
 from cocoa.metrics import metrics, rank, summary
 from cocoa.mmeb_eval import EvalDataset, read_eval
+from cocoa.processes import this_process
 from cocoa.scores import write_scores
 
 logger = logging.getLogger(__name__)
@@ -72,14 +72,14 @@ def evaluate(
     """
     bad = BadRows(on_bad_row)
     found = read_eval(data, subsets, split, image_root, bad, prompt_style)
+    embedder = load_embedder(model, max_length, prompt_style)
     found, digests = usable(found, image_root or data, bad)
     found, inputs = distinct_inputs(found, digests)
-    embedder = load_embedder(model, max_length, prompt_style)
     _check_modalities(embedder, inputs, model)
     model_hash = hash_folder(embedder.folder) if embedder.folder else ""
     image = {"tokens": list(embedder.images.tokens), "resize": embedder.images.resize}
     settings = {"prompt_style": prompt_style, "max_length": embedder.max_length}
-    device = PartialState().device.type
+    device = this_process().device.type
     cache = EmbeddingCache(Path(output) / CACHE_FOLDER / fingerprint(model_hash, image, settings, versions(), device))
     embeddings = encode_missing(inputs, embedder, cache, batch_size)
     about = {
@@ -102,7 +102,7 @@ def evaluate(
     scores = score(found, [embeddings[place] for place in inputs.places])
     for name, count in bad.left_out().items():
         scores[name]["num_data"] += count
-    if not PartialState().is_main_process:
+    if not this_process().is_main_process:
         return summary(scores) | about
     return write_scores(Path(output), scores, about)
 
@@ -123,7 +123,7 @@ def encode_missing(inputs: Inputs, embedder: Embedder, cache: EmbeddingCache, ba
     Raises:
         CocoaError: an embedding is not finite; the message names data set and row.
     """
-    state, keys = PartialState(), inputs.keys
+    state, keys = this_process(), inputs.keys
     cache.read()
     batches = embedder.batches(inputs.sides, batch_size)
     missing = [batch for batch in batches if any(keys[i] not in cache.rows for i in batch)]

@@ -188,7 +188,7 @@ def _check_type(name: str, column: str, kind: pa.DataType) -> None:
     """Refuse a column that does not hold strings (lists of them, one a candidate), which null columns may."""
     if column in LISTS:
         if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-            raise CocoaError(f"data set {name}: column {column} holds {kind}, no lists (of one string a candidate)")
+            raise CocoaError(f"data set {name}: column {column} holds {kind}, not lists of one string a candidate")
         kind = kind.value_type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from filelock import FileLock, Timeout
 from peft import PeftModel
 from transformers import set_seed
@@ -33,6 +32,7 @@ from cocoa.embedding import Embedder
 from cocoa.errors import CocoaError
 from cocoa.images import check_image_files
 from cocoa.pairs import ContentPair, Pair, Side, check_images, hold_out, limit_rows
+from cocoa.processes import this_process
 from cocoa.recipe import DTYPES, Recipe, Stage
 from cocoa.sources import load_pairs
 from cocoa.stages import contrastive, eos_bridge, joint_reconstruction
@@ -71,7 +71,7 @@ def train(recipe: Recipe) -> Path:
     Raises:
         CocoaError: a mistake in recipe, data or backbone; another run in the folder, or another recipe's.
     """
-    state = _process()
+    state = this_process()
     with _owned(recipe.output_dir, state.is_main_process):
         done = [_is_done(recipe, index) for index in range(len(recipe.stages))]
         for stage in recipe.stages:
@@ -101,7 +101,7 @@ def stage_folders(recipe: Recipe) -> list[Path]:
 
 def run_stage(recipe: Recipe, index: int, source: str) -> None:
     """Train one stage from the checkpoint `source`, and write its own."""
-    stage, state = recipe.stages[index], _process()
+    stage, state = recipe.stages[index], this_process()
     trainer_folder = recipe.output_dir / "trainer" / f"{index + 1}-{stage.name}"
     if state.is_main_process:
         _claim(trainer_folder, recipe.fingerprint(index + 1))
@@ -214,11 +214,6 @@ def build_trainer(stage: Stage, backbone: Backbone, data: StageData, args: Stage
 def probes(data: StageData) -> list[Side]:
     """A few inputs of the stage, to compare embeddings before and after the merge."""
     return [row.side for row in data.rows[:PROBES]] or [pair.query for pair in data.pairs[:PROBES]]
-
-
-def _process() -> PartialState:
-    """This process among those of the run, in the group that the trainers use as well."""
-    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def _finish(
