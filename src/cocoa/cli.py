@@ -28,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
+SHOWN = 20
+"""Bad rows of a data set that are printed."""
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe; see recipes/ for examples.")]
 Overrides = Annotated[
@@ -92,9 +94,7 @@ def evaluate(
     """Score a model: hit@1 of each data set, and the averages. A stopped run encodes only what is missing."""
     from cocoa.evaluation import evaluate as run
 
-    if more_subsets and not subsets:  # `--subsets A B` puts B among the arguments
-        raise CocoaError(f"evaluate: unexpected argument {more_subsets[0]!r}; name data sets after --subsets")
-    wanted = [*(subsets or []), *(more_subsets or [])] or "all"
+    wanted = _subsets("evaluate", subsets, more_subsets)
     result = run(model, data, output, wanted, batch_size, image_root, split, max_length, prompt_style, on_bad_row)
     if _is_main_process():
         console.print(score_table({Path(model).name: result}))
@@ -102,6 +102,41 @@ def evaluate(
             console.print(f"{left_out} rows could not be used; table.md and summary.json name them")
         where = escape(str(output / "table.md"))
         console.print(f"score files: {escape(str(output))}; beside published numbers: {where}", soft_wrap=True)
+
+
+@app.command()
+def validate(
+    data: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="MMEB-train, MMEB-eval, or a file of pairs.")],
+    more_subsets: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    *,
+    subsets: Annotated[list[str] | None, typer.Option(metavar="A B ...", help="Data sets to read; else all.")] = None,
+    split: Annotated[str | None, typer.Option(help="Which files of each data set; else original, test.")] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Folder or archive that image paths are relative to.")] = None,
+) -> None:
+    """Read every row and decode every image of a folder, without a model. Exit status 2 if something is wrong."""
+    from cocoa.data_check import check_data
+
+    reports = check_data(data, _subsets("validate", subsets, more_subsets), split, image_root)
+    table = Table(title=escape(str(data)))
+    table.add_column("data set")
+    table.add_column("split")
+    for title in ("rows", "images", "bad rows"):
+        table.add_column(title, justify="right")
+    for report in reports:
+        counts = ["-"] * 3 if report.error else [f"{n:,}" for n in (report.rows, report.images, len(report.bad))]
+        table.add_row(report.name, report.split, *counts, style="red" if report.error or report.bad else None)
+    console.print(table)
+    for report in reports:
+        if report.error:
+            console.print(escape(report.error), soft_wrap=True)
+        for bad in report.bad[:SHOWN]:
+            console.print(escape(f"data set {bad.dataset}, row {bad.row}: {bad.reason}"), soft_wrap=True)
+        if len(report.bad) > SHOWN:
+            console.print(f"data set {report.name}: {len(report.bad) - SHOWN} more")
+        for reason, count in report.left_out.items():
+            console.print(f"data set {report.name}: {count} rows left out: {reason}")
+    if any(report.error or report.bad for report in reports):
+        raise CocoaError(f"{data}: not all of it can be used; see above")
 
 
 @app.command()
@@ -163,6 +198,13 @@ def score_table(results: dict[str, dict[str, Any]]) -> Table:
     for dataset in first["datasets"]:
         table.add_row(dataset, *[f"{result['datasets'][dataset]:.1f}" for result in results.values()])
     return table
+
+
+def _subsets(command: str, named: list[str] | None, more: list[str] | None) -> list[str] | str:
+    """What `--subsets A B` asks for, which leaves B among the arguments."""
+    if more and not named:
+        raise CocoaError(f"{command}: unexpected argument {more[0]!r}; name data sets after --subsets")
+    return [*(named or []), *(more or [])] or "all"
 
 
 def _is_main_process() -> bool:

@@ -23,7 +23,7 @@ from cocoa.backbone import batch_vision_attention, load_backbone, locate
 from cocoa.checkpoint import RECORD_NAME, as_sentence_transformer, read_record
 from cocoa.errors import CocoaError
 from cocoa.images import image_size, load_image
-from cocoa.inputs import ImageBudget, chat_messages, cut, fit_text, most_tokens, reference_messages, room
+from cocoa.inputs import ImageBudget, chat_messages, cut, fit_text, image_tokens, most_tokens, reference_messages, room
 from cocoa.pairs import Side
 from cocoa.processes import WORKERS, this_process
 
@@ -31,8 +31,6 @@ T = TypeVar("T")
 
 MOST_SHORT = 16
 """A batch of short inputs holds at most so many times as many as one of the longest."""
-TOKEN_AREA = 28 * 28
-"""Pixels of a merged token."""
 AHEAD = 3
 """How many batches are ready or being prepared at a time."""
 DEFAULT_IMAGES = ImageBudget((4, 576))
@@ -100,10 +98,9 @@ class Embedder:
         """How many tokens each input takes, but for markers: its text's, and its image's as the budget allows."""
         counts = [len(ids) for ids in self._tokens([side.prompt() for side in sides])]
         shown = [i for i, side in enumerate(sides) if side.image is not None]
-        least, most = self.images.tokens
         with ThreadPoolExecutor(WORKERS) as pool:
-            for i, (width, height) in zip(shown, pool.map(image_size, [sides[i].image for i in shown]), strict=True):
-                counts[i] += min(max(round(width * height / TOKEN_AREA), least), most)
+            for i, size in zip(shown, pool.map(image_size, [sides[i].image for i in shown]), strict=True):
+                counts[i] += image_tokens(size, self.images)
         return [min(count, self.max_length) for count in counts]
 
     def batches(self, sides: Sequence[Side], batch_size: int) -> list[list[int]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from cocoa.bad_rows import BadRows
 from cocoa.embedding_cache import content_key
-from cocoa.images import check_image_files, inspect_image, missing_images
+from cocoa.images import Inspected, check_image_files, inspect_image, missing_images
 from cocoa.mmeb_eval import EvalDataset, without
 from cocoa.pairs import Side
 from cocoa.processes import shared
@@ -36,31 +36,41 @@ class Inputs:
     origins: list[tuple[str, int]]
 
 
-def inspect_images(found: Sequence[EvalDataset]) -> tuple[dict[str, str], dict[str, bytes]]:
-    """Read and decode every image file, shared among the processes: what is wrong with some, the hash of all others."""
-    paths = list(_image_files(found))
-    looked = dict(zip(paths, shared(inspect_image, paths, "looking through images"), strict=True))
-    faults = {path: f"{path}: {inspected.fault}" for path, inspected in looked.items() if inspected.fault}
-    return faults, {path: inspected.digest for path, inspected in looked.items()}
-
-
-def usable(found: Sequence[EvalDataset], root: str | Path, bad: BadRows) -> tuple[list[EvalDataset], dict[str, bytes]]:
-    """The data sets without what their image files do not allow, and a hash of each file's content.
+def with_images_present(found: Sequence[EvalDataset], root: str | Path, bad: BadRows) -> list[EvalDataset]:
+    """The data sets without rows whose image files are missing or stray.
 
     Args:
         found: the data sets.
         root: the folder or archive that images must lie in.
-        bad: told about rows whose images are missing, outside of it, or cannot be decoded.
+        bad: told about the rows.
 
     Raises:
         CocoaError: by the policy of `bad` (how many files are missing is told too), or a data set has no row left.
     """
     if bad.policy == "error":
         check_eval_images(found, root)
-    faults = {path: f"{path}: {reason}" for path, reason in missing_images(_image_files(found), str(root)).items()}
-    found = [without(dataset, _broken(dataset, faults), bad) for dataset in found]
-    faults, digests = inspect_images(found)
+    faults = missing_images(_image_files(found), str(root))
+    return [without(dataset, _broken(dataset, faults), bad) for dataset in found]
+
+
+def with_images_readable(found: Sequence[EvalDataset], bad: BadRows) -> tuple[list[EvalDataset], dict[str, bytes]]:
+    """The data sets without rows whose image files cannot be decoded, and a hash of each file's content.
+
+    The processes share the files.
+
+    Raises:
+        CocoaError: by the policy of `bad`, or a data set has no row left.
+    """
+    looked = inspect_images(_image_files(found))
+    faults = {path: inspected.fault for path, inspected in looked.items() if inspected.fault}
+    digests = {path: inspected.digest for path, inspected in looked.items()}
     return [without(dataset, _broken(dataset, faults), bad) for dataset in found], digests
+
+
+def inspect_images(paths: Iterable[str]) -> dict[str, Inspected]:
+    """Read and decode every image file; the processes share them, and all get what each found."""
+    paths = list(paths)
+    return dict(zip(paths, shared(inspect_image, paths, "looking through images"), strict=True))
 
 
 def check_eval_images(found: Iterable[EvalDataset], root: str | Path | None = None) -> None:
@@ -85,7 +95,8 @@ def distinct_inputs(
         found: the data sets.
         digests: a hash of each image file's content, if they have been read already.
     """
-    digests = inspect_images(found)[1] if digests is None else digests
+    if digests is None:
+        digests = {path: inspected.digest for path, inspected in inspect_images(_image_files(found)).items()}
     numbers: dict[bytes, int] = {}
     inputs = Inputs([], [], [], [])
     merged = []
@@ -111,4 +122,5 @@ def _image_files(found: Iterable[EvalDataset]) -> dict[str, None]:
 
 def _broken(dataset: EvalDataset, faults: Mapping[str, str]) -> dict[int, str]:
     """What is wrong with inputs of a data set, by their index, from what is wrong with image files."""
-    return {i: faults[str(side.image)] for i, side in enumerate(dataset.inputs) if str(side.image) in faults}
+    images = ((i, str(side.image)) for i, side in enumerate(dataset.inputs))
+    return {i: f"{path}: {faults[path]}" for i, path in images if path in faults}

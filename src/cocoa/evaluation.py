@@ -19,7 +19,7 @@ from cocoa.checkpoint import versions
 from cocoa.embedding import Embedder, load_embedder
 from cocoa.embedding_cache import EmbeddingCache, fingerprint, hash_folder
 from cocoa.errors import CocoaError
-from cocoa.eval_inputs import Inputs, distinct_inputs, usable
+from cocoa.eval_inputs import Inputs, distinct_inputs, with_images_present, with_images_readable
 from cocoa.metrics import metrics, rank, summary
 from cocoa.mmeb_eval import EvalDataset, read_eval
 from cocoa.processes import this_process
@@ -72,8 +72,9 @@ def evaluate(
     """
     bad = BadRows(on_bad_row)
     found = read_eval(data, subsets, split, image_root, bad, prompt_style)
+    found = with_images_present(found, image_root or data, bad)
     embedder = load_embedder(model, max_length, prompt_style)
-    found, digests = usable(found, image_root or data, bad)
+    found, digests = with_images_readable(found, bad)
     found, inputs = distinct_inputs(found, digests)
     _check_modalities(embedder, inputs, model)
     model_hash = hash_folder(embedder.folder) if embedder.folder else ""

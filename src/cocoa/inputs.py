@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from PIL import Image
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from cocoa.errors import CocoaError
 from cocoa.images import load_image
@@ -107,19 +108,32 @@ def inert(text: str) -> str:
 
 
 def fit_image(image: Image.Image, images: ImageBudget, patch_size: int) -> Image.Image:
-    """Squash an image where the budget says so, and pull extreme aspect ratios back.
+    """Squash an image where the budget says so, and pull extreme aspect ratios back (`fitted_size`)."""
+    size = fitted_size(image.size, images, patch_size)
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
-    The processor keeps the aspect ratio; an image of a ratio that it cannot fit into the budget is stretched
-    on its short side, never cut.
+
+def fitted_size(size: tuple[int, int], images: ImageBudget, patch_size: int) -> tuple[int, int]:
+    """Width and height that an image is given before the processor, which keeps the aspect ratio, gets it.
+
+    An image of a ratio that the processor cannot fit into the budget is stretched on its short side, never cut.
     """
     if images.resize == "square":
         side = math.isqrt(images.tokens[1]) * patch_size
-        return image.resize((side, side), Image.Resampling.BICUBIC)
-    width, height = image.size
+        return side, side
+    width, height = size
     least = math.ceil(max(width, height) / images.widest)
-    if min(width, height) < least:
-        return image.resize((max(width, least), max(height, least)), Image.Resampling.BICUBIC)
-    return image
+    return max(width, least), max(height, least)
+
+
+def image_tokens(size: tuple[int, int], images: ImageBudget, patch_size: int = 28) -> int:
+    """How many merged tokens an image of this width and height takes; the most, if the size is not known (0, 0)."""
+    if not all(size):
+        return images.tokens[1]
+    width, height = fitted_size(size, images, patch_size)
+    least, most = (tokens * patch_size**2 for tokens in images.tokens)
+    height, width = smart_resize(height, width, patch_size, least, most)
+    return height * width // patch_size**2
 
 
 def most_tokens(text: str) -> int:

@@ -55,13 +55,19 @@ def select_subsets(wanted: str | Sequence[str], there: Sequence[str], where: str
     return [name for name in there if name in chosen]
 
 
-def read_split(folder: Path, split: str, needed: Sequence[str], optional: Sequence[str]) -> pa.Table:
-    """The columns of one split in shard order; other splits and older files beside it are left alone."""
+def list_splits(folder: Path) -> dict[str, dict[int, tuple[Path, int]]]:
+    """The splits in a data set's folder, each with its shards: number -> (file, how many there are by its name)."""
     shards: dict[str, dict[int, tuple[Path, int]]] = {}
     for path in sorted(folder.glob("*.parquet")):
         match = re.fullmatch(r"(.+)-(\d{5})-of-(\d{5})\.parquet", path.name)
         if match:
             shards.setdefault(match[1], {})[int(match[2])] = (path, int(match[3]))
+    return shards
+
+
+def read_split(folder: Path, split: str, needed: Sequence[str], optional: Sequence[str]) -> pa.Table:
+    """The columns of one split in shard order; other splits and older files beside it are left alone."""
+    shards = list_splits(folder)
     if split not in shards:
         there = ", ".join(sorted(shards)) or "none"
         raise CocoaError(f"{folder}: no split {split!r} (key `split`); there are: {there}")
