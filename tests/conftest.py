@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from sentence_transformers import SentenceTransformer
+from transformers import BertConfig, BertModel, BertTokenizer
 
 from cocoa.backbone import Attention, Backbone, load_backbone
 from cocoa.inputs import ImageBudget
@@ -48,6 +51,36 @@ def tiny_backbone(tiny_backbone_path: Callable[..., Path]) -> Callable[..., Back
         return load_backbone(tiny_backbone_path(model_type, tied), TINY_IMAGES, attention=attention)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def foreign_path(tiny_backbone_path: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny multimodal model that sentence-transformers made by itself: mean pooling, another chat template."""
+    folder = tmp_path_factory.mktemp("foreign")
+    shutil.copytree(tiny_backbone_path(), folder / "backbone")
+    (folder / "backbone" / "chat_template.jinja").write_text(
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}"
+        "{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    )
+    SentenceTransformer(str(folder / "backbone"), device="cpu").save(str(folder / "model"))
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def tiny_text_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT of sentence-transformers."""
+    folder = tmp_path_factory.mktemp("text model")
+    words = sorted({word for text in TINY_TEXTS for word in text.lower().split()})
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    BertTokenizer(vocab=vocabulary).save_pretrained(folder / "bert")
+    config = BertConfig(
+        vocab_size=200, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    BertModel(config).save_pretrained(folder / "bert")
+    SentenceTransformer(str(folder / "bert"), device="cpu").save(str(folder / "model"))
+    return folder / "model"
 
 
 @pytest.fixture(scope="session")

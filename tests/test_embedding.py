@@ -6,8 +6,10 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
+from cocoa.backbone import load_backbone
 from cocoa.checkpoint import as_sentence_transformer, save_checkpoint
-from cocoa.embedding import AHEAD, MOST_SHORT, Embedder, equal_work, prepared
+from cocoa.embedding import AHEAD, MOST_SHORT, Embedder, equal_work, load_embedder, prepared
+from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget
 from cocoa.pairs import Side
 
@@ -74,3 +76,60 @@ def test_embeddings_come_in_the_order_asked_whatever_the_batches(tiny_backbone, 
     together = embedder.embed(sides, batch_size=4)
     alone = torch.cat([embedder.embed([side]) for side in sides])
     torch.testing.assert_close(together, alone, atol=5e-6, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------ other ways of asking
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
+def test_the_reference_style_is_the_plain_text_with_plain_positions(tiny_backbone_path, pictures, model_type):
+    """Against a forward pass by hand: no chat markers, no EOS, the last token, every position counts a token."""
+    embedder = load_embedder(tiny_backbone_path(model_type), prompt_style="reference")
+    sides = [
+        Side(text="<|image_1|>\nfind a cat\n", image=pictures[0]),
+        Side(text="<|image_1|>\nfind a cat on a table\n"),  # WebQA's stray marker: a token, no image
+        Side(text="a red cup\n"),
+        Side(text="<|image_1|>\nwhat is it?", image=pictures[2].resize((20, 60))),
+    ]
+    found = embedder.embed(sides, batch_size=2)
+    backbone = load_backbone(tiny_backbone_path(model_type), attention="causal")
+    for side, row in zip(sides, found, strict=True):
+        image = side.image.resize((56, 56)) if side.image and min(side.image.size) < 28 else side.image
+        text = side.text.replace("<|image_1|>", "<|image_pad|>")
+        if image is None:
+            inputs = backbone.tokenizer([text], return_tensors="pt")
+        else:
+            inputs = backbone.processor(text=[text], images=[image], return_tensors="pt")
+        assert inputs["input_ids"][0, -1] == backbone.tokenizer(text)["input_ids"][-1]
+        positions = torch.arange(inputs["input_ids"].shape[1]).expand(3, 1, -1)
+        with torch.no_grad():
+            states = backbone.model.eval().model(**inputs, position_ids=positions).last_hidden_state
+        expected = torch.nn.functional.normalize(states[0, -1], dim=0)
+        torch.testing.assert_close(row, expected, atol=5e-6, rtol=0)
+        if image is not None:  # with M-RoPE it would be another embedding
+            with torch.no_grad():
+                other = backbone.model.model(**inputs).last_hidden_state[0, -1]
+            assert (torch.nn.functional.normalize(other, dim=0) - row).abs().max() > 1e-4
+
+
+def test_an_unknown_prompt_style_is_a_mistake(tiny_backbone_path):
+    with pytest.raises(CocoaError, match="prompt-style 'plain': choose cocoa or reference"):
+        load_embedder(tiny_backbone_path(), prompt_style="plain")
+
+
+def test_a_model_that_is_not_ours_is_asked_as_its_library_would(foreign_path, pictures):
+    embedder = load_embedder(foreign_path)
+    assert embedder.form == "items"
+    sides = [Side("find:", "a red cup", pictures[0]), Side("find:", "a cat"), Side(image=pictures[1]), Side(text="cat")]
+    found = embedder.embed(sides, batch_size=4)
+    model = SentenceTransformer(str(foreign_path), device="cpu")
+    items = [{"image": pictures[0], "text": "find: a red cup"}, "find: a cat", pictures[1], "cat"]
+    expected = torch.stack([model.encode([item], convert_to_tensor=True)[0] for item in items])
+    torch.testing.assert_close(found, torch.nn.functional.normalize(expected, dim=-1), atol=5e-6, rtol=0)
+
+
+def test_a_model_that_reads_no_images_says_so(tiny_text_model_path, pictures):
+    embedder = load_embedder(tiny_text_model_path)
+    assert embedder.refuses(Side(text="a cat")) == ""
+    assert "does not embed image with text (it knows text)" in embedder.refuses(Side(text="a", image=pictures[0]))
+    assert torch.isfinite(embedder.embed([Side(text="a cat"), Side("find", "a dog")])).all()

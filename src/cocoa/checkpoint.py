@@ -86,12 +86,20 @@ def as_sentence_transformer(backbone: Backbone, plain: bool = False) -> Sentence
     Args:
         backbone: the model.
         plain: VLM2Vec's form: nothing around the data's text, no EOS, and positions that count tokens (without a
-            vision-start token its M-RoPE never sees an image).
+            vision-start token its M-RoPE never sees an image). A batch is of inputs with an image each, or without;
+            in a text without image an image token is one like any other.
     """
 
     class LoadedTransformer(Transformer):
         def _load_model(self, *args: Any, **kwargs: Any) -> PreTrainedModel:
             return backbone.model.model
+
+        def preprocess(self, inputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            parts = [[part for message in messages for part in message["content"]] for messages in inputs if plain]
+            if not parts or any(part["type"] == "image" for part in parts[0]):
+                return super().preprocess(inputs, *args, **kwargs)
+            texts = ["".join(part["text"] for part in content) for content in parts]  # the processor refuses markers
+            return {**self.tokenizer(texts, padding=True, return_tensors="pt"), "modality": "message"}
 
         def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
             if plain:
