@@ -123,11 +123,13 @@ class MMEBTask(AbsTaskRetrieval):
     def _table(self, names: list[str], ids: np.ndarray) -> Dataset:
         """Inputs as mteb reads them."""
         sides = [self.found.inputs[i] for i in ids.tolist()]
-        columns: dict[str, list[Any]] = {"id": names, "text": [side.prompt() for side in sides]}
-        features = {"id": Value("string"), "text": Value("string")}
-        if sides[0].image is not None:
+        columns: dict[str, list[Any]] = {}
+        features: dict[str, Any] = {}
+        if sides[0].image is not None:  # first: the order of columns becomes that of a model's prompt
             columns["image"] = [_image_cell(str(side.image)) for side in sides]
             features["image"] = Image()
+        columns |= {"id": names, "text": [side.prompt() for side in sides]}
+        features |= {"id": Value("string"), "text": Value("string")}
         return Dataset.from_dict(columns, features=Features(features))
 
 
