@@ -67,6 +67,7 @@ def test_axes_carry_the_tokens_in_order():
     assert [tick.get_text() for tick in axes.get_yticklabels()] == tokens
 
 
+@pytest.mark.slow
 def test_committed_images_are_drawn_again_by_the_command(tmp_path):
     subprocess.run([sys.executable, "-m", "cocoa.figures", str(tmp_path)], check=True)
     names = {path.name for path in tmp_path.iterdir()}

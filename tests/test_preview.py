@@ -284,6 +284,7 @@ def test_shortened_rows_are_counted(recipe, found, tiny_backbone_path, photo_dat
 # --- parameters and cost -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

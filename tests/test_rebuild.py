@@ -87,6 +87,7 @@ def test_the_decoder_is_saved_with_its_checkpoint_and_gives_equal_pixels(joint):
         assert torch.equal(loaded(*seen["inputs"]), seen["pixels"])
 
 
+@pytest.mark.slow
 def test_a_run_leaves_the_trained_decoder_in_the_first_stage_only(tiny_backbone_path, photo_data, tmp_path):
     content = short_recipe(tiny_backbone_path(), photo_data, tmp_path, "dora")
     recipe = parse_recipe(content | {"stages": content["stages"][:2], "dtype": "bfloat16"})

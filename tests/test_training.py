@@ -93,6 +93,7 @@ def test_mistakes_in_batch_sizes():
         arguments(StageArguments, "unused", batch_size=10, gradient_accumulation_steps=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_worker_count_changes_nothing(tiny_backbone, tmp_path, stage):
     results = []
@@ -123,6 +124,7 @@ def test_eight_by_one_equals_one_by_eight(tiny_backbone, tmp_path, stage):
     assert results[0][1] == pytest.approx(results[1][1], abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["full", "dora"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_gradient_checkpointing_changes_nothing(tiny_backbone, tmp_path, stage, tuning):
