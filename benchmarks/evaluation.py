@@ -8,7 +8,7 @@ and in one run measures, round after round:
     embed     Embedder.embed: our batches, images decoded ahead in threads
     evaluate  the whole command, from parquet to score files, without what an earlier run has kept
 
-    python benchmarks/evaluation.py [--rows 60] [--rounds 3] [--model mini-qwen2-vl]
+    python benchmarks/evaluation.py [--rows 500] [--rounds 3] [--model mini-qwen2-vl]
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def write(folder: Path, rows: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=60, help="queries, and candidates, of each of three data sets")
+    parser.add_argument("--rows", type=int, default=500, help="queries, and candidates, of each of three data sets")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="mini-qwen2-vl")
     parser.add_argument("--batch-size", type=int, default=8)
@@ -119,3 +119,7 @@ def measure(data: Path, output: Path, embedder: Embedder, options: argparse.Name
     print(f"plain / evaluate: {seconds['plain'] / seconds['evaluate']:.2f}")
     print(f"{torch.get_num_threads()} threads, {embedder.model.device}, {options.model}")
     print(versions())
+
+
+if __name__ == "__main__":
+    main()

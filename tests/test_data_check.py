@@ -46,7 +46,10 @@ def test_a_data_set_that_cannot_be_read_does_not_hide_the_others(tmp_path):
     write_eval(tmp_path, "hopeless", ("q", "", [], []))
     write_eval(tmp_path, "typed", (3, "", ["a"], [""]))
     write(tmp_path / "named" / "validation-00000-of-00001.parquet", TRAIN[:3], ("q", "", "a"))
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "test-00000-of-00001.parquet").write_bytes(b"PAR1 and no more")
     found = {report.name: report for report in check_data(tmp_path)}
+    assert "not a readable parquet file" in found["cut"].error
     assert (found["good"].rows, found["good"].error) == (1, "")
     assert "no usable row" in found["hopeless"].error and found["hopeless"].bad[0].row == 0
     assert "column qry_text holds int64" in found["typed"].error

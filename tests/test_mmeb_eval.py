@@ -114,7 +114,7 @@ def test_images_are_found_in_the_folder_or_in_images_in_it(tmp_path: Path) -> No
         check_eval_images([dataset])
         assert dataset.inputs[dataset.queries[0]].image == str((tmp_path / folder / "a" / "x.jpg").resolve())
     (dataset,) = read_eval(tmp_path, image_root=tmp_path / "gone")
-    with pytest.raises(CocoaError, match=r"gone/a/x\.jpg: no such image file \(data set a, row 0\); 1 of 1"):
+    with pytest.raises(CocoaError, match=r"gone/a/x\.jpg: no such image file \(data set a, row 0\); 1 files"):
         check_eval_images([dataset])
 
 

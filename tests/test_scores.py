@@ -92,3 +92,4 @@ def test_an_average_over_fewer_sets_is_marked_and_compared_with_nothing(tmp_path
 def test_what_is_not_mmeb_is_not_compared_with_it(tmp_path, names):
     text = markdown(write_scores(tmp_path, {name: {"hit@1": 0.5} for name in names}, ABOUT))
     assert "CoCoA" not in text and f"| {names[0]} | 50.0 |" in text
+    assert ("missing" in text, "**this model**" in text) == (False, names != ["mine"])

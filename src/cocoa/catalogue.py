@@ -7,6 +7,7 @@ neither is read with all their instructions known, and every other text in it is
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -106,11 +107,12 @@ def make_side(text: str | None, image: str | None, instructions: tuple[str, ...]
     whole, path = clean(text), image or None
     split = split_instruction(whole, instructions) if whole and instructions else None
     if split is not None:
-        return Side(*split, path)
+        instruction, content = split
+        return Side(sys.intern(instruction), content, path)  # a million rows say the same
     if not (known and whole and instructions):
         return Side(text=whole, image=path)
     if path and not any(instruction.endswith(CONTENT) for instruction in instructions):
-        return Side(instruction=whole, image=path)
+        return Side(instruction=sys.intern(whole), image=path)
     return Side(text=whole, image=path, text_is_content=False)
 
 

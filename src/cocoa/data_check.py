@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cocoa.bad_rows import BadRow, BadRows
@@ -30,7 +31,7 @@ class DataReport:
         rows: how many can be used.
         images: how many distinct image files they have.
         bad: rows that cannot be used, and evaluation rows that lose a wrong candidate.
-        left_out: reasons for which training rows are left out without being wrong, and how many.
+        left_out: training rows that no stage can use, which is no fault: reason -> rows.
         error: why the data set cannot be used at all.
     """
 
@@ -116,4 +117,7 @@ def _check_pairs(report: DataReport, found: PairSet, root: str | Path) -> None:
 def _is_evaluation(folder: Path, split: str) -> bool:
     """Whether a split has the columns of MMEB-eval."""
     shards = list_splits(folder).get(split, {})
-    return any("tgt_text" in pq.read_schema(path).names for path, _ in shards.values())
+    try:
+        return any("tgt_text" in pq.read_schema(path).names for path, _ in shards.values())
+    except (pa.ArrowInvalid, OSError):  # the reader says what is wrong with it
+        return False

@@ -175,6 +175,9 @@ def _exists(path: str) -> bool:
     return name in _archive_folders(archive).get(inside, ())
 
 
+MISSING, OUTSIDE = "no such image file", "outside of the data folder"
+
+
 def check_image_files(images: Iterable[tuple[str, str, int]], root: str | None = None) -> None:
     """Sees that every image file exists, listing each directory once.
 
@@ -185,22 +188,19 @@ def check_image_files(images: Iterable[tuple[str, str, int]], root: str | None =
     Raises:
         CocoaError: names the first missing or straying file, its data set and row, and how many are missing.
     """
-    origins: dict[str, tuple[str, int]] = {}
+    listings: dict[str, set[str]] = {}
+    faults: dict[str, tuple[str, str, int]] = {}
     for path, dataset, row in images:
-        origins.setdefault(path, (dataset, row))
-    faults = missing_images(origins, root)
-    for path, reason in faults.items():
-        dataset, row = origins[path]
+        reason = _fault(path, root, listings)
         if reason == OUTSIDE:
             raise CocoaError(f"{path}: {reason} (data set {dataset}, row {row}); copy the image into it")
+        if reason:
+            faults.setdefault(path, (reason, dataset, row))
+    for path, (reason, dataset, row) in list(faults.items())[:1]:
         raise CocoaError(
-            f"{path}: {reason} (data set {dataset}, row {row}); {len(faults)} of {len(origins)} are "
-            f"missing; unpack the data set's images, or name the folder that holds them (`data.image_root`, or "
-            f"--image-root of cocoa evaluate)"
+            f"{path}: {reason} (data set {dataset}, row {row}); {len(faults)} files are missing; unpack the data "
+            f"set's images, or name the folder that holds them (`data.image_root`, or --image-root of cocoa evaluate)"
         )
-
-
-MISSING, OUTSIDE = "no such image file", "outside of the data folder"
 
 
 def missing_images(paths: Iterable[str], root: str | None = None) -> dict[str, str]:
@@ -212,17 +212,17 @@ def missing_images(paths: Iterable[str], root: str | None = None) -> dict[str, s
             the hub cache that the folder is in is how a download lies on the disk. None: they may be anywhere.
     """
     listings: dict[str, set[str]] = {}
-    faults: dict[str, str] = {}
-    for path in paths:
-        folder, name = os.path.split(path)
-        if root is not None and (".." in path.split("/") or not _is_inside(path, os.path.abspath(root))):
-            faults[path] = OUTSIDE
-            continue
-        if folder not in listings:
-            listings[folder] = _names(folder)
-        if name not in listings[folder]:
-            faults[path] = MISSING
-    return faults
+    return {path: reason for path in paths if (reason := _fault(path, root, listings))}
+
+
+def _fault(path: str, root: str | None, listings: dict[str, set[str]]) -> str:
+    """What is wrong with the place of an image file; empty if it is there. `listings` keeps what directories hold."""
+    if root is not None and (".." in path.split("/") or not _is_inside(path, os.path.abspath(root))):
+        return OUTSIDE
+    folder, name = os.path.split(path)
+    if folder not in listings:
+        listings[folder] = _names(folder)
+    return "" if name in listings[folder] else MISSING
 
 
 def _names(folder: str) -> set[str]:

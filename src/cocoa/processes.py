@@ -16,7 +16,7 @@ from rich.progress import track
 S = TypeVar("S")
 T = TypeVar("T")
 
-WORKERS = 4
+WORKERS = min(4, os.cpu_count() or 1)
 """Threads of a process that read files."""
 
 

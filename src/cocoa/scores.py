@@ -82,27 +82,9 @@ def markdown(result: dict[str, Any]) -> str:
     An average over fewer data sets than the benchmark has is marked, and compared with nothing.
     """
     averages = result["averages"]
-    ours = [_average(averages[group]) for group in GROUPS]
-    lines = [
-        f"# {Path(str(result['model'])).name}: hit@1 (%)",
-        "",
-        _row("", GROUPS),
-        _row("---", ["---:"] * len(GROUPS)),
-    ]
-    lines.append(_row("**this model**", [f"**{cell}**" if cell != "-" else cell for cell in ours]))
-    if averages["All"]["datasets"] and averages["All"]["of"] == len(datasets()):
-        whole = {group: averages[group]["hit@1"] for group in GROUPS if not averages[group]["missing"]}
-        lines += [
-            _row(row["model"], [_beside(row.get(group), whole.get(group)) for group in GROUPS]) for row in published()
-        ]
-        lines += [
-            "",
-            "Published numbers as printed (arXiv 2603.01471); in brackets, how far this model is ahead.",
-        ]
-    for group in GROUPS:
-        if averages[group]["missing"]:
-            there, of = averages[group]["datasets"], averages[group]["of"]
-            lines += ["", f"\\* {group}: {there} of {of} data sets; missing: {', '.join(averages[group]['missing'])}"]
+    lines = [f"# {Path(str(result['model'])).name}: hit@1 (%)"]
+    if averages["All"]["datasets"]:
+        lines += ["", *_averages(averages)]
     lines += ["", _row("data set", ["hit@1"]), _row("---", ["---:"])]
     lines += [_row(name, [f"{hit:.1f}"]) for name, hit in result["datasets"].items()]
     if bad := result.get("bad_rows"):
@@ -114,6 +96,23 @@ def markdown(result: dict[str, Any]) -> str:
         lines += ["", f"{result['shortened']} texts were shortened to fit into {result['max_length']} tokens."]
     lines += ["", *[f"- {key}: `{result[key]}`" for key in ("data", *ABOUT, "data_hash") if result.get(key)]]
     return "\n".join(lines) + "\n"
+
+
+def _averages(averages: dict[str, Any]) -> list[str]:
+    """The lines about the averages."""
+    lines = [_row("", GROUPS), _row("---", ["---:"] * len(GROUPS))]
+    ours = [_average(averages[group]) for group in GROUPS]
+    lines.append(_row("**this model**", [f"**{cell}**" if cell != "-" else cell for cell in ours]))
+    if averages["All"]["of"] == len(datasets()):  # MMEB's, not those of scenes
+        whole = {group: averages[group]["hit@1"] for group in GROUPS if not averages[group]["missing"]}
+        for row in published():
+            lines.append(_row(row["model"], [_beside(row.get(group), whole.get(group)) for group in GROUPS]))
+        lines += ["", "Published numbers as printed (arXiv 2603.01471); in brackets, how far this model is ahead."]
+    for group in GROUPS:
+        if averages[group]["missing"]:
+            there, of = averages[group]["datasets"], averages[group]["of"]
+            lines += ["", f"\\* {group}: {there} of {of} data sets; missing: {', '.join(averages[group]['missing'])}"]
+    return lines
 
 
 def _row(first: str, cells: Any) -> str:
