@@ -93,6 +93,7 @@ def read_split(folder: Path, split: str, needed: Sequence[str], optional: Sequen
     return pa.concat_tables(tables, promote_options="permissive")
 
 
+ROWS_AT_ONCE = 1000
 TRAIN_IMAGES = ("qry_image_path", "pos_image_path")
 
 
@@ -136,7 +137,9 @@ def read_train(
         table = read_split(folder / name, split, TRAIN_COLUMNS, NEGATIVE_COLUMNS)
         rows = sample_rows(len(table), max_rows_per_subset, name, seed)
         to_pair = pair_reader(name, image_locator(folder, _first_image(table, TRAIN_IMAGES), image_root))
-        for row, record in zip(rows, table.take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
+        chunks = table.take(pa.array(rows, pa.int64())).to_batches(ROWS_AT_ONCE)
+        records = (record for chunk in chunks for record in chunk.to_pylist())  # never all of them at once
+        for row, record in zip(rows, records, strict=True):
             pair = to_pair(record, row)
             if isinstance(pair, Pair):
                 result.pairs.append(pair)
