@@ -51,7 +51,7 @@ def test_the_leaderboard_gets_all_36_and_a_sign_for_what_is_missing():
     assert list(images) == list(datasets()) and len(images) == 36
     assert images["GQA"] == {"hit@1": 0.25} and images["ChartQA"] == MISSING == "FILE_N/A"
     assert (found["metrics"]["video"], found["metrics"]["visdoc"]) == ({}, {})
-    assert metadata["model_name"] == "final" and metadata["data_source"] == "Self-Reported"
+    assert metadata["model_name"] == "mine/final" and metadata["data_source"] == "Self-Reported"
     assert (metadata["model_size"], metadata["embedding_dimension"], metadata["max_length_tokens"]) == (
         2.21,
         1536,

@@ -93,11 +93,12 @@ def evaluate(
 ) -> None:
     """Score a model: hit@1 of each data set, and the averages. A stopped run encodes only what is missing."""
     from cocoa.evaluation import evaluate as run
+    from cocoa.scores import short_name
 
     wanted = _subsets("evaluate", subsets, more_subsets)
     result = run(model, data, output, wanted, batch_size, image_root, split, max_length, prompt_style, on_bad_row)
     if _is_main_process():
-        console.print(score_table({Path(model).name: result}))
+        console.print(score_table({short_name(model): result}))
         if left_out := sum(row["left_out"] for row in result["bad_rows"]):
             console.print(f"{left_out} rows could not be used; table.md and summary.json name them")
         where = escape(str(output / "table.md"))

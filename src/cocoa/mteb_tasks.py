@@ -38,6 +38,7 @@ from cocoa.eval_inputs import distinct_inputs, with_images_present, with_images_
 from cocoa.images import load_image, split_archive
 from cocoa.mmeb_eval import EvalDataset, read_eval
 from cocoa.pairs import Side
+from cocoa.scores import short_name
 
 ORIENTATION = 0x0112
 """The EXIF tag of an image that is to be turned."""
@@ -244,7 +245,7 @@ def model_meta(checkpoint: str | Path) -> ModelMeta:
     return ModelMeta(
         loader=CocoaEncoder,  # type: ignore[arg-type]
         loader_kwargs={"path": str(folder)},
-        name=f"cocoa/{folder.parent.name}-{folder.name}" if folder.name == "final" else f"cocoa/{folder.name}",
+        name=f"cocoa/{short_name(folder).replace('/', '-')}",
         revision=hash_folder(folder),
         release_date=None,
         languages=["eng-Latn"],

@@ -54,7 +54,7 @@ def leaderboard(scores: dict[str, dict[str, float]], about: dict[str, Any]) -> d
     """
     facts = about.get("facts", {})
     metadata: dict[str, Any] = {
-        "model_name": Path(str(about["model"])).name,
+        "model_name": short_name(about["model"]),
         "model_backbone": facts.get("backbone"),
         "model_size": facts.get("billions"),
         "embedding_dimension": facts.get("dimension"),
@@ -67,6 +67,12 @@ def leaderboard(scores: dict[str, dict[str, float]], about: dict[str, Any]) -> d
     }
     images: dict[str, Any] = {name: scores.get(name, MISSING) for name in datasets()}
     return {"metadata": metadata, "metrics": {"image": images, "video": {}, "visdoc": {}}}
+
+
+def short_name(model: str | Path) -> str:
+    """What a model is called in tables: its folder, with the run's in front where that is `final`."""
+    path = Path(model)
+    return f"{path.parent.name}/{path.name}" if path.name == "final" else path.name
 
 
 @cache
@@ -82,11 +88,12 @@ def markdown(result: dict[str, Any]) -> str:
     An average over fewer data sets than the benchmark has is marked, and compared with nothing.
     """
     averages = result["averages"]
-    lines = [f"# {Path(str(result['model'])).name}: hit@1 (%)"]
+    lines = [f"# {short_name(result['model'])}: hit@1 (%)"]
     if averages["All"]["datasets"]:
         lines += ["", *_averages(averages)]
-    lines += ["", _row("data set", ["hit@1"]), _row("---", ["---:"])]
-    lines += [_row(name, [f"{hit:.1f}"]) for name, hit in result["datasets"].items()]
+    hashes = result.get("data_hash", {})
+    lines += ["", _row("data set", ["hit@1", "data hash"]), _row("---", ["---:", "---"])]
+    lines += [_row(name, [f"{hit:.1f}", hashes.get(name, "")]) for name, hit in result["datasets"].items()]
     if bad := result.get("bad_rows"):
         lines += ["", f"{sum(row['left_out'] for row in bad)} rows could not be used and count for nothing above:", ""]
         lines += [f"- {row['dataset']}, row {row['row']}: {row['reason']}" for row in bad[:BAD_ROWS_SHOWN]]
@@ -94,7 +101,7 @@ def markdown(result: dict[str, Any]) -> str:
             lines.append(f"- and {len(bad) - BAD_ROWS_SHOWN} more, in summary.json")
     if result.get("shortened"):
         lines += ["", f"{result['shortened']} texts were shortened to fit into {result['max_length']} tokens."]
-    lines += ["", *[f"- {key}: `{result[key]}`" for key in ("data", *ABOUT, "data_hash") if result.get(key)]]
+    lines += ["", *[f"- {key}: `{result[key]}`" for key in ("data", *ABOUT) if result.get(key)]]
     return "\n".join(lines) + "\n"
 
 
