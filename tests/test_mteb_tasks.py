@@ -11,6 +11,7 @@ from cocoa.evaluation import evaluate
 
 mteb = pytest.importorskip("mteb")
 from mteb.models import SentenceTransformerEncoderWrapper  # noqa: E402
+from mteb.results.task_result import TaskError, TaskResult  # noqa: E402
 
 from cocoa.mteb_tasks import MMEBTask, mmeb_tasks, model_meta, task_name  # noqa: E402
 
@@ -35,6 +36,17 @@ def test_a_checkpoint_of_ours_scores_the_same_by_both(tiny_backbone, photo_data,
     ours = evaluate(tmp_path / "final", data, tmp_path / "scores")["datasets"]
     assert len(set(ours.values())) > 4
     assert run(meta, mmeb_tasks(data)) == pytest.approx(ours)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_runs_on_every_kind_of_text_and_image_task(tiny_backbone, tmp_path):
+    """mteb's own check of a model, on its mock tasks."""
+    save_checkpoint(tiny_backbone(), tmp_path, {})
+    results = mteb.mock_run(model_meta(tmp_path).load_model()).task_results
+    assert not [name for name, result in results.items() if isinstance(result, TaskError)]
+    ran = {name for name, result in results.items() if isinstance(result, TaskResult)}
+    assert {"MockAny2AnyRetrievalI2T", "MockVisionCentricQA", "MockImageClassification", "MockVisualSTS"} <= ran
+    assert {"MockSTSTask", "MockInstructionRetrieval", "MockZeroShotClassification"} <= ran and len(ran) > 40
 
 
 def test_a_model_of_others_scores_the_same_by_both(foreign_path, photo_data, tmp_path):
