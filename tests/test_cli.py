@@ -98,6 +98,19 @@ MISTAKES = {
         [*EVALUATE, "{}/data/MMEB-eval", "EDIS"],
         ["unexpected argument 'EDIS'; name data sets after --subsets"],
     ),
+    "evaluate: no policy": (
+        [*EVALUATE, "{}/data/MMEB-eval", "--on-bad-row", "drop"],
+        ["on-bad-row 'drop': choose error or skip"],
+    ),
+    "evaluate: no prompt style": (
+        [*EVALUATE, "{}/data/MMEB-eval", "--prompt-style", "plain"],
+        ["prompt-style 'plain': choose cocoa or reference"],
+    ),
+    "validate: no data": (["validate", "{}/none"], ["{}/none: no such folder; name one that holds"]),
+    "validate: stray argument": (
+        ["validate", "{}/data/MMEB-eval", "EDIS"],
+        ["validate: unexpected argument 'EDIS'; name data sets after --subsets"],
+    ),
     "preview: unknown key": (["preview", "{}/unknown.yaml"], ["sead: unknown key", "did you mean seed?"]),
     "scenes: too few": (["scenes", "--output", "{}/world", "--pairs", "3"], ["at least 6 pairs", "not 3"]),
     "scenes: a folder of somebody else's": (
@@ -115,6 +128,8 @@ RUNS = {
         *("evaluate", "{}/run/final", "--data", "{}/data/MMEB-eval", "--output", "{}/scores"),
         *("--subsets", "EDIS", "MSCOCO_t2i", "--batch-size", "4"),
     ],
+    "validate": ["validate", "{}/data/MMEB-eval", "--subsets", "EDIS", "CIRR"],
+    "validate: an image is missing": ["validate", "{}/eval_no_image"],
     "help": ["--help"],
 }
 
@@ -185,6 +200,16 @@ def test_a_run_without_a_terminal_is_quiet(outcomes, folder):
 
 
 @pytest.mark.slow
+def test_validate_shows_a_table_and_names_what_is_wrong(outcomes, folder):
+    code, out, err = outcomes["validate"]
+    assert (code, err) == (0, "")
+    assert "EDIS" in out and "CIRR" in out and "MSCOCO" not in out and "bad rows" in out
+    code, out, err = outcomes["validate: an image is missing"]
+    assert code == 2 and err == f"cocoa: {folder / 'eval_no_image'}: not all of it can be used; see above\n"
+    assert "no usable row" in out and "no such image file" in out
+
+
+@pytest.mark.slow
 def test_data_sets_to_score_may_follow_one_option(outcomes, folder):
     code, out, err = outcomes["evaluate"]
     assert code == 0, err
@@ -205,5 +230,5 @@ def test_help_needs_no_heavy_import():
     assert done.returncode == 0, done.stderr
     *text, heavy = done.stdout.splitlines()
     assert heavy == "[]"
-    for command in ("train", "preview", "evaluate", "demo", "scenes"):
+    for command in ("train", "preview", "evaluate", "validate", "demo", "scenes"):
         assert any(command in line for line in text)

@@ -118,7 +118,7 @@ def test_a_folder_may_be_named_like_an_archive(tmp_path):
 def test_a_broken_archive_is_named(tmp_path):
     (tmp_path / "images.zip").write_bytes(b"PK, but no archive")
     with pytest.raises(CocoaError, match=r"images\.zip: not a readable archive"):
-        image_locator(tmp_path, "A-OKVQA/0.png")
+        image_locator(tmp_path)("A-OKVQA/0.png")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,21 @@ def test_images_are_found_where_downloads_put_them(tmp_path, files, path, expect
         else:
             (tmp_path / file).parent.mkdir(parents=True)
             Image.new("RGB", (3, 3)).save(tmp_path / file)
-    assert image_locator(tmp_path, path)(path) == str(tmp_path / expected)
+    assert image_locator(tmp_path)(path) == str(tmp_path / expected)
+
+
+def test_a_data_set_may_have_its_images_in_several_places(tmp_path):
+    """Each folder of them is looked for; a missing first file does not hide where the others are."""
+    archive(tmp_path / "images_zip" / "A.zip", **{"A/Train/1.png": "red"})
+    archive(tmp_path / "images_zip" / "B.zip", **{"B/Train/0.png": "red"})
+    locate = image_locator(tmp_path)
+    paths = ["images/A/Train/0.png", "images/B/Train/0.png", "images/A/Train/1.png"]
+    archives = tmp_path / "images_zip"
+    assert [locate(path) for path in paths] == [
+        str(tmp_path / "images/A/Train/0.png"),
+        str(archives / "B.zip/B/Train/0.png"),
+        str(archives / "A.zip/A/Train/1.png"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +171,7 @@ def test_no_path_leaves_the_data_folder(tmp_path, path):
     (data / "A" / "link.png").symlink_to(tmp_path / "secret.png")
     (data / "linked").symlink_to(tmp_path)
     path = path.replace("{outside}", str(tmp_path / "secret.png"))
-    found = image_locator(data, path)(path)
+    found = image_locator(data)(path)
     with pytest.raises(CocoaError, match=r"(outside of the data folder|no such image file).*data set A, row 3"):
         check_image_files([(found, "A", 3)], str(data))
 
@@ -170,7 +184,7 @@ def test_a_link_into_the_blobs_of_its_own_hub_cache_is_a_download(tmp_path):
     for blob, name in ((repo / "blobs" / "1234", "0.png"), (other / "5678", "1.png")):
         Image.new("RGB", (3, 3)).save(blob, "PNG")
         (snapshot / "A" / name).symlink_to(os.path.relpath(blob, snapshot / "A"))
-    locate = image_locator(snapshot, "A/0.png")
+    locate = image_locator(snapshot)
     check_image_files([(locate("A/0.png"), "A", 0)], str(snapshot))
     assert load_image(locate("A/0.png")).size == (3, 3)
     with pytest.raises(CocoaError, match="outside of the data folder"):
@@ -181,4 +195,4 @@ def test_a_linked_data_folder_is_as_good_as_its_target(tmp_path):
     (tmp_path / "real" / "A").mkdir(parents=True)
     Image.new("RGB", (3, 3)).save(tmp_path / "real" / "A" / "0.png")
     (tmp_path / "data").symlink_to(tmp_path / "real")
-    check_image_files([(image_locator(tmp_path / "data", "A/0.png")("A/0.png"), "A", 0)], str(tmp_path / "data"))
+    check_image_files([(image_locator(tmp_path / "data")("A/0.png"), "A", 0)], str(tmp_path / "data"))

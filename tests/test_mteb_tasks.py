@@ -1,5 +1,8 @@
 """MMEB as mteb tasks: mteb's own runner and `cocoa evaluate` give equal numbers, for our models and for others'."""
 
+import shutil
+
+import datasets
 import numpy as np
 import pytest
 from parquet_files import write_eval
@@ -110,6 +113,19 @@ def test_images_that_libraries_differ_on_are_handed_over_upright(tmp_path):
     assert [image.size for image in corpus["image"]] == [(30, 30), (60, 40)]
     assert corpus[0]["image"].getpixel((0, 0)) == (155, 155, 155)
     assert isinstance(task, MMEBTask)
+
+
+def test_images_of_an_archive_are_handed_over_as_they_are(photo_data, tmp_path):
+    shutil.copytree(photo_data / "MMEB-eval" / "MSCOCO_t2i", tmp_path / "MSCOCO_t2i")
+    shutil.make_archive(str(tmp_path / "images"), "zip", photo_data / "MMEB-eval" / "images")
+    tables = []
+    for folder in (photo_data / "MMEB-eval", tmp_path):
+        (task,) = mmeb_tasks(folder, "MSCOCO_t2i")
+        task.load_data()
+        tables.append(task.dataset["default"]["test"]["corpus"])
+    assert tables[0]["image"][0] == tables[1]["image"][0] and len(tables[1]) == 12
+    cells = tables[1].cast_column("image", datasets.Image(decode=False))["image"]
+    assert cells[0]["bytes"].startswith(b"\xff\xd8")  # JPEG, not blown up
 
 
 def test_a_side_that_only_sometimes_has_an_image_is_refused(tmp_path):

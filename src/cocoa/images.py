@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,8 @@ ImageRef = str | Image.Image
 """An image in memory, or the absolute path of its file."""
 IMAGE_FOLDERS = ("", "images", "eval_images")
 """Where in a data folder the image paths of MMEB may start."""
+PATIENCE = 100
+"""Missing files of one folder after which the others are no longer looked for elsewhere."""
 ARCHIVE_FOLDERS = ("", "images_zip", "images")
 """Where in it archives are looked for: MMEB-eval has one `images.zip`, MMEB-train one a data set."""
 
@@ -139,19 +142,31 @@ def _archive_folders(path: str) -> dict[str, set[str]]:
     return folders
 
 
-def image_locator(folder: str | Path, first: str, image_root: str | Path | None = None) -> Callable[[str], str]:
+def image_locator(folder: str | Path, image_root: str | Path | None = None) -> Callable[[str], str]:
     """A function from image paths as they stand in a data set to the paths of their files.
 
     Absolute paths count from the root too, so that none leaves it; `check_image_files` refuses `..`.
 
     Args:
-        folder: of the data; paths are relative to it or to one of `IMAGE_FOLDERS`, in it or in an archive.
-        first: an image path of the data set, which tells where the others are.
+        folder: of the data; paths are relative to it or to one of `IMAGE_FOLDERS`, in it or in an archive. Where
+            a file is found, the others of its folder (two levels of it: `images/A-OKVQA`) are taken to be too.
         image_root: the folder or archive that paths are relative to, where it is known.
     """
     places = [(os.path.abspath(image_root), "")] if image_root else _places(os.path.abspath(folder))
-    prefix, cut = next((place for place in places if _exists(_join(*place, first))), places[0])
-    return lambda path: _join(prefix, cut, path)
+    known: dict[str, tuple[str, str]] = {}
+    missed: Counter[str] = Counter()
+
+    def locate(path: str) -> str:
+        inside = "/".join(path.split("/")[:-1][:2])
+        if inside not in known:
+            found = next((place for place in places if _exists(_join(*place, path))), None)
+            missed[inside] += found is None
+            if found is None and missed[inside] < PATIENCE:
+                return _join(*places[0], path)  # missing; another of its folder may tell where they are
+            known[inside] = found or places[0]
+        return _join(*known[inside], path)
+
+    return locate
 
 
 def _places(folder: str) -> list[tuple[str, str]]:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cocoa.catalogue import (
@@ -94,16 +93,6 @@ def read_split(folder: Path, split: str, needed: Sequence[str], optional: Sequen
 
 
 ROWS_AT_ONCE = 1000
-TRAIN_IMAGES = ("qry_image_path", "pos_image_path")
-
-
-def _first_image(table: pa.Table, columns: Sequence[str]) -> str:
-    """The first image path of a table; empty if it has none."""
-    for column in columns:
-        there = pc.index(pc.not_equal(pc.fill_null(table[column], ""), ""), True).as_py()
-        if there >= 0:
-            return table[column][there].as_py()
-    return ""
 
 
 def read_train(
@@ -136,7 +125,7 @@ def read_train(
     for name in select_subsets(subsets, list_subsets(folder), str(folder)):
         table = read_split(folder / name, split, TRAIN_COLUMNS, NEGATIVE_COLUMNS)
         rows = sample_rows(len(table), max_rows_per_subset, name, seed)
-        to_pair = pair_reader(name, image_locator(folder, _first_image(table, TRAIN_IMAGES), image_root))
+        to_pair = pair_reader(name, image_locator(folder, image_root))
         chunks = table.take(pa.array(rows, pa.int64())).to_batches(ROWS_AT_ONCE)
         records = (record for chunk in chunks for record in chunk.to_pylist())  # never all of them at once
         for row, record in zip(rows, records, strict=True):

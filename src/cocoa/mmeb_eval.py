@@ -208,8 +208,7 @@ def _eval_dataset(
     }
     query_paths = _encode(columns.get("qry_img_path"), len(table))
     target_paths = _encode(columns.get("tgt_img_path"), counts.sum())
-    first = next((path for path in (*query_paths[1], *target_paths[1]) if path), "")
-    locate = image_locator(folder, first, image_root)
+    locate = image_locator(folder, image_root)
     inputs: dict[Side, int] = {}
 
     def index(

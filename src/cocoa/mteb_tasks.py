@@ -35,7 +35,7 @@ from cocoa.embedding import load_embedder
 from cocoa.embedding_cache import hash_folder
 from cocoa.errors import CocoaError
 from cocoa.eval_inputs import distinct_inputs, with_images_present, with_images_readable
-from cocoa.images import load_image, split_archive
+from cocoa.images import load_image, read_image_bytes, split_archive
 from cocoa.mmeb_eval import EvalDataset, read_eval
 from cocoa.pairs import Side
 from cocoa.scores import short_name
@@ -170,11 +170,11 @@ def _kind(dataset: EvalDataset, ids: np.ndarray, what: str) -> str:
 
 
 def _image_cell(path: str) -> dict[str, Any]:
-    """A file as it is, or its content as upright RGB where it lies in an archive or libraries would differ on it."""
-    if not split_archive(path)[0]:
-        with PIL.open(path) as opened:
-            if opened.mode == "RGB" and opened.getexif().get(ORIENTATION, 1) == 1:
-                return {"path": path, "bytes": None}
+    """A file as it is (an archive's member by its content), or as upright RGB where libraries would differ on it."""
+    packed = read_image_bytes(path) if split_archive(path)[0] else None
+    with PIL.open(io.BytesIO(packed) if packed else path) as opened:
+        if opened.mode == "RGB" and opened.getexif().get(ORIENTATION, 1) == 1:
+            return {"path": None if packed else path, "bytes": packed}
     content = io.BytesIO()
     load_image(path).save(content, "PNG")
     return {"path": None, "bytes": content.getvalue()}
