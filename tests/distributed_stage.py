@@ -11,6 +11,7 @@ from toy import with_adapters
 
 from cocoa.backbone import load_backbone
 from cocoa.inputs import ImageBudget
+from cocoa.processes import leave
 from cocoa.stages.training import trainable
 
 
@@ -43,3 +44,4 @@ if trainer.is_world_process_zero():
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     (Path(folder) / "losses.json").write_text(json.dumps(losses))
     save(folder, "trained")
+leave()

@@ -42,9 +42,11 @@ Overrides = Annotated[
 def train(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Run a recipe's stages in order; the result is OUTPUT_DIR/final. A stopped run goes on where it was."""
     from cocoa.pipeline import train as run
+    from cocoa.processes import leave
     from cocoa.recipe import load_recipe
 
     final = run(load_recipe(recipe, overrides or []))
+    leave()
     if _is_main_process():
         console.print(f"done: [bold]{escape(str(final))}[/bold]", soft_wrap=True)
 
@@ -93,10 +95,12 @@ def evaluate(
 ) -> None:
     """Score a model: hit@1 of each data set, and the averages. A stopped run encodes only what is missing."""
     from cocoa.evaluation import evaluate as run
+    from cocoa.processes import leave
     from cocoa.scores import short_name
 
     wanted = _subsets("evaluate", subsets, more_subsets)
     result = run(model, data, output, wanted, batch_size, image_root, split, max_length, prompt_style, on_bad_row)
+    leave()
     if _is_main_process():
         console.print(score_table({short_name(model): result}))
         if left_out := sum(row["left_out"] for row in result["bad_rows"]):

@@ -25,6 +25,12 @@ def this_process() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available() and "LOCAL_RANK" in os.environ)
 
 
+def leave() -> None:
+    """End the process group, the last thing of a run: a process that exits with it open may abort."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def shared(function: Callable[[S], T], items: Sequence[S], what: str) -> list[T]:
     """`function` of every item in threads; each process does its share, and all of them get all results.
 
