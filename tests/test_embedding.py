@@ -1,10 +1,16 @@
 """Many inputs at once: batches of equal work, images decoded ahead, and the same embeddings in any company."""
 
+import json
+import shutil
 import time
 
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from cocoa.backbone import load_backbone
 from cocoa.checkpoint import as_sentence_transformer, save_checkpoint
@@ -25,6 +31,10 @@ def test_batches_hold_every_input_once_and_no_more_tokens_than_that_many_of_the_
         assert len(batch) <= batch_size * MOST_SHORT
     firsts = [lengths[batch[0]] for batch in batches]
     assert firsts == sorted(firsts, reverse=True)  # what needs the most memory comes first
+
+
+def test_inputs_of_no_tokens_make_batches_too():
+    assert equal_work([0, 0, 0], 2) == [[0, 1], [2]]
 
 
 def test_equal_lengths_make_plain_batches_and_nothing_makes_none():
@@ -110,6 +120,32 @@ def test_the_reference_style_is_the_plain_text_with_plain_positions(tiny_backbon
             with torch.no_grad():
                 other = backbone.model.model(**inputs).last_hidden_state[0, -1]
             assert (torch.nn.functional.normalize(other, dim=0) - row).abs().max() > 1e-4
+
+
+def test_the_reference_style_takes_the_stock_image_budget(tiny_backbone_path, tmp_path, pictures):
+    """Qwen2-VL's own allows 16,384 tokens an image: more than an input's length, which is the text's alone there."""
+    shutil.copytree(tiny_backbone_path(), tmp_path / "stock")
+    path = tmp_path / "stock" / "preprocessor_config.json"
+    config = path if path.exists() else tmp_path / "stock" / "processor_config.json"
+    content = json.loads(config.read_text())
+    inner = content.get("image_processor", content)
+    inner["size"] = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 16384}
+    config.write_text(json.dumps(content))
+    embedder = load_embedder(tmp_path / "stock", prompt_style="reference")
+    assert embedder.images.tokens[1] == 16384
+    side = Side(text="<|image_1|>\nfind a cat\n", image=pictures[0])
+    assert embedder.shortened([side]) == 0 and embedder.embed([side]).isfinite().all()
+
+
+def test_models_with_other_tokenizers_are_asked_too_and_broken_ones_named(tmp_path):
+    words = Tokenizer(WordLevel({"[UNK]": 0, "cat": 1, "dog": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    SentenceTransformer(modules=[StaticEmbedding(words, embedding_dim=8)], device="cpu").save(str(tmp_path / "static"))
+    assert load_embedder(tmp_path / "static").embed([Side(text="cat"), Side(text="a dog")]).shape == (2, 8)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "modules.json").write_text((tmp_path / "static" / "modules.json").read_text())
+    with pytest.raises(CocoaError, match=r"broken: cannot be loaded"):
+        load_embedder(tmp_path / "broken")
 
 
 def test_an_unknown_prompt_style_is_a_mistake(tiny_backbone_path):

@@ -139,6 +139,11 @@ def test_another_model_image_or_data_shares_nothing(tmp_path, monkeypatch, pictu
     assert len({content_key(side) for side in (Side("x", "y"), Side("", "x y"), Side("x"), Side(text="x"))}) == 4
 
 
+def test_outer_whitespace_tells_inputs_apart():
+    """In the reference's plain form it shifts the last token."""
+    assert content_key(Side(text="a cup\n")) != content_key(Side(text="a cup"))
+
+
 def test_a_model_is_known_by_its_files_wherever_they_lie(tiny_backbone, tmp_path):
     save_checkpoint(tiny_backbone(), tmp_path / "one", {"stage": "a"})
     shutil.copytree(tmp_path / "one", tmp_path / "two")

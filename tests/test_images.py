@@ -1,6 +1,7 @@
 """Image files: every mode becomes upright RGB; folders and archives; what is missing, broken or outside is named."""
 
 import os
+import struct
 import zipfile
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cocoa.errors import CocoaError
-from cocoa.images import check_image_files, image_locator, image_size, load_image, read_image_bytes
+from cocoa.images import check_image_files, image_locator, image_size, inspect_image, load_image, read_image_bytes
 
 
 def save(image, path, **options):
@@ -196,3 +197,43 @@ def test_a_linked_data_folder_is_as_good_as_its_target(tmp_path):
     Image.new("RGB", (3, 3)).save(tmp_path / "real" / "A" / "0.png")
     (tmp_path / "data").symlink_to(tmp_path / "real")
     check_image_files([(image_locator(tmp_path / "data")("A/0.png"), "A", 0)], str(tmp_path / "data"))
+
+
+def test_broken_exif_data_does_not_hide_an_image(tmp_path):
+    """Pillow's own turning rewrites the EXIF data, and stumbles over a date that is a fraction."""
+    path = tmp_path / "turned.jpg"
+    Image.new("RGB", (64, 32), "blue").save(path)
+    entries = struct.pack("<HHII", 0x0112, 3, 1, 6) + struct.pack("<HHII", 0x0132, 5, 1, 38)
+    tiff = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<III", 0, 1, 3)
+    content = path.read_bytes()
+    path.write_bytes(content[:2] + b"\xff\xe1" + (len(tiff) + 2).to_bytes(2, "big") + tiff + content[2:])
+    assert inspect_image(str(path)).fault == ""
+    assert load_image(str(path)).size == (32, 64)
+
+
+def test_a_damaged_archive_is_no_traceback(tmp_path):
+    path = archive(tmp_path / "images.zip", **{"A/0.png": "red"})
+    content = bytearray(path.read_bytes())
+    start = content.index(b"A/0.png") + len(b"A/0.png")
+    content[start : start + 20] = bytes(20)  # the member's own bytes
+    path.write_bytes(content)
+    assert inspect_image(f"{path}/A/0.png").fault.startswith(("cannot be read", "not a"))
+    with pytest.raises(CocoaError, match=r"0\.png"):
+        load_image(f"{path}/A/0.png")
+
+
+def test_a_broken_archive_does_not_hide_what_is_elsewhere(tmp_path):
+    (tmp_path / "images_zip").mkdir()
+    (tmp_path / "images_zip" / "A.zip").write_bytes(b"PK, but no archive")
+    archive(tmp_path / "images_zip" / "B.zip", **{"B/0.png": "red"})
+    locate = image_locator(tmp_path)
+    assert locate("B/0.png") == str(tmp_path / "images_zip" / "B.zip" / "B" / "0.png")
+    with pytest.raises(CocoaError, match=r"A\.zip: not a readable archive"):
+        locate("A/0.png")
+
+
+@pytest.mark.parametrize("path", ["A\0B/0.png", f"{'x' * 300}/0.png", f"A/{'x' * 300}.png"])
+def test_paths_that_no_file_system_takes_are_missing(tmp_path, path):
+    found = image_locator(tmp_path)(path)
+    with pytest.raises(CocoaError, match=r"no such image file \(data set A, row 3\)"):
+        check_image_files([(found, "A", 3)], str(tmp_path))

@@ -320,3 +320,12 @@ def test_webqa_bridges_the_image_to_its_own_text(train_pairs: PairSet) -> None:
     row = next(row for row in stage_rows(train_pairs.pairs, "eos_bridge") if row.dataset == "WebQA")
     assert row.side.prompt() == "Represent the given Wikipedia image with related text information:"
     assert row.text == "DSCOVR launch. Falcon 9 on the pad before lift-off."
+
+
+@pytest.mark.parametrize("column", [*TRAIN[:4], "neg_text"])
+def test_columns_of_another_type_are_named(tmp_path: Path, column: str) -> None:
+    columns = ("qry", "qry_image_path", "pos_text", "pos_image_path", "neg_text", "neg_image_path")
+    row = [3 if name == column else "x" for name in columns]
+    write(tmp_path / "a" / "original-00000-of-00001.parquet", columns, row)
+    with pytest.raises(CocoaError, match=f"column {column} holds int64, not strings"):
+        read_train(tmp_path)

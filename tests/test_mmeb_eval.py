@@ -153,8 +153,24 @@ def test_broken_evaluation_rows_are_named(tmp_path: Path, columns: Sequence[str]
 def test_columns_of_another_type_are_named_whatever_the_policy(tmp_path, columns, row, said):
     write_eval(tmp_path, "a", row, columns=columns)
     for policy in ("error", "skip"):
-        with pytest.raises(CocoaError, match=re.escape(f"data set a: {said}")):
+        with pytest.raises(CocoaError, match=re.escape(said)):
             read_eval(tmp_path, bad=BadRows(policy))
+
+
+def test_files_of_one_split_that_differ_are_named(tmp_path):
+    write(tmp_path / "a" / "test-00000-of-00002.parquet", PLAIN, ("q", "", ["a"], [""]))
+    write(tmp_path / "a" / "test-00001-of-00002.parquet", PLAIN, (7, "", ["a"], [""]))
+    with pytest.raises(CocoaError, match=r"test-00001-of-00002.parquet: column qry_text holds int64"):
+        read_eval(tmp_path)
+
+
+def test_a_data_set_is_called_as_in_mmeb_eval_whatever_its_folder(tmp_path):
+    row = ("q", "", ["a"], [""])
+    write_eval(tmp_path, "ImageNet_1K", row)
+    assert [dataset.name for dataset in read_eval(tmp_path)] == ["ImageNet-1K"]
+    write_eval(tmp_path, "ImageNet-1K", row)
+    with pytest.raises(CocoaError, match="data set ImageNet-1K is there twice"):
+        read_eval(tmp_path)
 
 
 def test_null_columns_and_every_kind_of_string_and_list_are_read(tmp_path):

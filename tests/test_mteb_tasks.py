@@ -72,6 +72,14 @@ def test_a_text_model_runs_on_text_data_and_is_refused_on_images_by_name(tiny_te
         evaluate(tiny_text_model_path, photo_data / "MMEB-eval", tmp_path / "scores")
 
 
+def test_results_say_which_data_they_are_of(tmp_path):
+    revisions = []
+    for candidates in (["the cat", "a red cup"], ["a red cup", "the cat"], ["the cat", "a red cup"]):
+        write_eval(tmp_path, "mine", ("the cat", "", candidates, ["", ""]))
+        revisions.append(mmeb_tasks(tmp_path)[0].metadata.revision)
+    assert revisions[0] == revisions[2] != revisions[1]
+
+
 def test_tasks_say_what_each_side_is(photo_data):
     tasks = {task.metadata.name: task for task in mmeb_tasks(photo_data / "MMEB-eval")}
     kinds = {name.removeprefix("MMEB-"): task.metadata.category for name, task in tasks.items()}

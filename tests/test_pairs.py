@@ -166,7 +166,7 @@ def test_check_images_names_the_first_missing_file_and_how_many(tmp_path: Path) 
         check_images(pairs)
     assert gone in str(error.value)
     assert "data set d, row 7" in str(error.value)
-    assert "2 of 3" in str(error.value)
+    assert "2 files are missing" in str(error.value)
 
 
 # ------------------------------------------------------------------------------------------ files

@@ -84,10 +84,10 @@ def _splits(folder: Path, wanted: str | None) -> list[str]:
 def _check(report: DataReport, path: Path, image_root: str | Path | None) -> None:
     """Fill in the report of one data set."""
     if path.is_file():
-        _check_pairs(report, read_file(path, image_root), image_root or path.parent)
+        _check_pairs(report, read_file(path, image_root), None)
     elif not _is_evaluation(path / report.name, report.split):
         pairs = read_train(path, report.split, [report.name], image_root=image_root)
-        _check_pairs(report, pairs, image_root or path)
+        _check_pairs(report, pairs, str(image_root or path))
     else:
         bad = BadRows("skip", report.bad)
         dataset = read_eval_dataset(path, report.name, report.split, image_root, bad)
@@ -95,7 +95,7 @@ def _check(report: DataReport, path: Path, image_root: str | Path | None) -> Non
         report.rows, report.images = len(found[0].queries), len(digests)
 
 
-def _check_pairs(report: DataReport, found: PairSet, root: str | Path) -> None:
+def _check_pairs(report: DataReport, found: PairSet, root: str | None) -> None:
     """Fill in the report of training pairs, whose reader has left some out already."""
     for reasons in found.left_out.values():
         report.left_out |= reasons
@@ -104,7 +104,7 @@ def _check_pairs(report: DataReport, found: PairSet, root: str | Path) -> None:
         for pair in found.pairs
     }
     paths = dict.fromkeys(path for images in used.values() for path in images)
-    faults = missing_images(paths, str(root))
+    faults = missing_images(paths, root)
     looked = inspect_images(path for path in paths if path not in faults)
     faults |= {path: inspected.fault for path, inspected in looked.items() if inspected.fault}
     for row, images in used.items():

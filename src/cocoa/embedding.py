@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -66,8 +66,8 @@ class Embedder:
     def render(self, side: Side) -> Any:
         """A side as `SentenceTransformer.encode` wants it, its image read."""
         if self.form == "reference":
-            long = most_tokens(side.text) > self._room(side)
-            text = cut(self.model.tokenizer, side.text, self._room(side)) if long else side.text
+            long = most_tokens(side.text) > self.max_length  # the image comes on top, as in VLM2Vec
+            text = cut(self.model.tokenizer, side.text, self.max_length) if long else side.text
             return reference_messages(replace(side, text=text))
         if self.form == "cocoa":
             return chat_messages(fit_text(self.model.tokenizer, side, self.images, self.max_length), self.images)
@@ -147,9 +147,14 @@ class Embedder:
                 bar.advance(task, len(batch))
 
     def _room(self, side: Side) -> int:
+        if self.form == "reference":
+            return self.max_length
         return room(self.images, side.image is not None, self.max_length)
 
-    def _tokens(self, texts: list[str]) -> list[list[int]]:
+    def _tokens(self, texts: list[str]) -> Sequence[Sized]:
+        """Token ids of texts; for a model that is not ours, words stand for them (its tokenizer may be of any kind)."""
+        if self.form == "items":
+            return [text.split() for text in texts]
         return self.model.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
 
@@ -179,7 +184,12 @@ def load_embedder(model: str | Path, max_length: int | None = None, prompt_style
         image = record.get("image", {})
         budget = ImageBudget(tuple(image.get("tokens", DEFAULT_IMAGES.tokens)), image.get("resize", "aspect"))
         length = max_length or record.get("options", {}).get("max_length", MAX_LENGTH)
-        found = SentenceTransformer(str(model), device=str(device))
+        try:
+            found = SentenceTransformer(str(model), device=str(device))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise CocoaError(
+                f"model {model}: cannot be loaded ({str(error).splitlines()[0]}); is it complete?"
+            ) from None
         batch_vision_attention(found.transformers_model)
         return Embedder(found, budget, length, "cocoa" if path else "items", _folder_of(model), record)
     plain = prompt_style == "reference"
@@ -219,12 +229,13 @@ def equal_work(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     Returns:
         Batches that hold every index once.
     """
+    lengths = [max(length, 1) for length in lengths]  # of an empty text too
     order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
     room = batch_size * max(lengths, default=0)
     batches: list[list[int]] = []
     start = 0
     while start < len(order):
-        size = min(room // max(lengths[order[start]], 1), batch_size * MOST_SHORT)
+        size = min(room // lengths[order[start]], batch_size * MOST_SHORT)
         batches.append(order[start : start + size])
         start += size
     return batches

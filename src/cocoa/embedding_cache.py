@@ -81,8 +81,8 @@ def content_key(side: Side, image_digest: bytes | None = None) -> bytes:
         side: instruction, text and image.
         image_digest: a hash of the image file's content; not needed for an image in memory.
     """
-    digest = hashlib.blake2b(side.instruction.strip().encode(), digest_size=KEY_BYTES)
-    digest.update(b"\0" + side.text.strip().encode() + b"\0")
+    digest = hashlib.blake2b(side.instruction.encode(), digest_size=KEY_BYTES)
+    digest.update(b"\0" + side.text.encode() + b"\0")  # outer whitespace counts in the reference's plain form
     if isinstance(side.image, Image.Image):
         digest.update(f"{side.image.mode}{side.image.size}".encode() + side.image.tobytes())
     elif side.image is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from cocoa.embedding import Embedder, load_embedder
 from cocoa.embedding_cache import EmbeddingCache, fingerprint, hash_folder
 from cocoa.errors import CocoaError
 from cocoa.eval_inputs import Inputs, distinct_inputs, with_images_present, with_images_readable
-from cocoa.metrics import metrics, rank, summary
+from cocoa.metrics import metrics, rank
 from cocoa.mmeb_eval import EvalDataset, read_eval
 from cocoa.processes import this_process
 from cocoa.scores import write_scores
@@ -49,7 +49,7 @@ def evaluate(
 
     Writes the files of `cocoa.scores`. Each distinct input is encoded once, across data sets, and its embedding
     kept in `<output>/embeddings`: a run that was stopped, or that is asked for more data sets, encodes what is
-    missing. Under `accelerate launch` the processes share the work; all of them return the summary.
+    missing (and what shares a batch with it). Under `accelerate launch` the processes share the work.
 
     Args:
         model: checkpoint folder or hub id; any model of sentence-transformers.
@@ -65,7 +65,7 @@ def evaluate(
             counted in each score file (`num_data` less `num_pred`) and listed in the summary.
 
     Returns:
-        The summary.
+        The summary; of other processes than the main one nothing.
 
     Raises:
         CocoaError: a mistake in the data or the model's name, or an embedding that is not finite.
@@ -89,7 +89,7 @@ def evaluate(
         "recipe": {key: value for key, value in embedder.record.items() if key not in ("image", "versions")},
         "data": str(data),
         "data_hash": {
-            dataset.name: _data_hash(dataset, [inputs.keys[i] for i in place])
+            dataset.name: data_hash(dataset, [inputs.keys[i] for i in place])
             for dataset, place in zip(found, inputs.places, strict=True)
         },
         "split": split,
@@ -100,11 +100,11 @@ def evaluate(
         "versions": versions(),
         "facts": _facts(embedder),
     }
-    scores = score(found, [embeddings[place] for place in inputs.places])
+    if not this_process().is_main_process:
+        return {}
+    scores = score(found, (embeddings[place] for place in inputs.places))
     for name, count in bad.left_out().items():
         scores[name]["num_data"] += count
-    if not this_process().is_main_process:
-        return summary(scores) | about
     return write_scores(Path(output), scores, about)
 
 
@@ -126,6 +126,7 @@ def encode_missing(inputs: Inputs, embedder: Embedder, cache: EmbeddingCache, ba
     """
     state, keys = this_process(), inputs.keys
     cache.read()
+    state.wait_for_everyone()  # before anyone writes: all must see the same embeddings missing
     batches = embedder.batches(inputs.sides, batch_size)
     missing = [batch for batch in batches if any(keys[i] not in cache.rows for i in batch)]
     mine = missing[state.process_index :: state.num_processes]
@@ -149,15 +150,18 @@ def encode_missing(inputs: Inputs, embedder: Embedder, cache: EmbeddingCache, ba
     state.wait_for_everyone()
     if state.num_processes > 1:
         cache.read()
+    absent = sum(key not in cache.rows for key in keys)
+    if absent:
+        raise CocoaError(f"{cache.folder}: {absent} embeddings are missing; do all processes write to the same disk?")
     return torch.stack([cache.rows[key] for key in keys])
 
 
-def score(found: Sequence[EvalDataset], embeddings: Sequence[Tensor]) -> dict[str, dict[str, float]]:
+def score(found: Sequence[EvalDataset], embeddings: Iterable[Tensor]) -> dict[str, dict[str, float]]:
     """The metrics of each data set from the (inputs, D) embeddings of each."""
     return {each.name: metrics(rank(each, rows)) for each, rows in zip(found, embeddings, strict=True)}
 
 
-def _data_hash(dataset: EvalDataset, keys: Sequence[bytes]) -> str:
+def data_hash(dataset: EvalDataset, keys: Sequence[bytes]) -> str:
     """A hash of who is compared with whom, by content: texts, pixels and order."""
     packed = np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), -1)  # (inputs, bytes of a key)
     digest = hashlib.blake2b(digest_size=16)

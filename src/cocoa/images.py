@@ -10,13 +10,13 @@ import io
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from cocoa.errors import CocoaError
 
@@ -26,6 +26,17 @@ IMAGE_FOLDERS = ("", "images", "eval_images")
 """Where in a data folder the image paths of MMEB may start."""
 PATIENCE = 100
 """Missing files of one folder after which the others are no longer looked for elsewhere."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What the EXIF tag `ORIENTATION` asks for."""
+ORIENTATION = 0x0112
 ARCHIVE_FOLDERS = ("", "images_zip", "images")
 """Where in it archives are looked for: MMEB-eval has one `images.zip`, MMEB-train one a data set."""
 
@@ -42,18 +53,27 @@ def load_image(image: ImageRef) -> Image.Image:
         try:
             with Image.open(_source(image)) as opened:
                 opened.load()
-                image = opened
+                return _upright(opened)
         except FileNotFoundError:
             raise CocoaError(f"{image}: no such image file; check the data folder or `image_root`") from None
         except Exception as error:  # Pillow's decoders raise whatever they stumble over
             raise CocoaError(f"{image}: not a readable image ({error}); replace it or drop its row") from None
-    image = ImageOps.exif_transpose(image)
+    return _upright(image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF data says, in RGB and without that data."""
+    turn = TURNS.get(image.getexif().get(ORIENTATION, 1))  # not `exif_transpose`, which stumbles over broken EXIF data
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to white
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    image = image.convert("RGB")
+    image.info = {}
+    return image
 
 
 def image_size(image: ImageRef) -> tuple[int, int]:
@@ -84,7 +104,7 @@ def inspect_image(path: str) -> Inspected:
     try:
         with Image.open(io.BytesIO(content)) as opened:
             opened.draft("RGB", (1, 1))
-            opened.load()
+            _upright(opened)
     except Image.UnidentifiedImageError:
         return Inspected("not an image of any format that Pillow reads; replace it", digest)
     except Exception as error:  # as in `load_image`
@@ -101,7 +121,7 @@ def read_image_bytes(image: str) -> bytes:
     try:
         source = _source(image)
         return source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged archive raises as much as a damaged image does
         raise CocoaError(f"{image}: cannot be read ({error}); check the data folder or `image_root`") from None
 
 
@@ -145,7 +165,8 @@ def _archive_folders(path: str) -> dict[str, set[str]]:
 def image_locator(folder: str | Path, image_root: str | Path | None = None) -> Callable[[str], str]:
     """A function from image paths as they stand in a data set to the paths of their files.
 
-    Absolute paths count from the root too, so that none leaves it; `check_image_files` refuses `..`.
+    Absolute paths count from the root too, so that none leaves it; `check_image_files` refuses `..` where it is
+    told the root.
 
     Args:
         folder: of the data; paths are relative to it or to one of `IMAGE_FOLDERS`, in it or in an archive. Where
@@ -159,7 +180,7 @@ def image_locator(folder: str | Path, image_root: str | Path | None = None) -> C
     def locate(path: str) -> str:
         inside = "/".join(path.split("/")[:-1][:2])
         if inside not in known:
-            found = next((place for place in places if _exists(_join(*place, path))), None)
+            found = _find(places, path)
             missed[inside] += found is None
             if found is None and missed[inside] < PATIENCE:
                 return _join(*places[0], path)  # missing; another of its folder may tell where they are
@@ -167,6 +188,24 @@ def image_locator(folder: str | Path, image_root: str | Path | None = None) -> C
         return _join(*known[inside], path)
 
     return locate
+
+
+def _find(places: Sequence[tuple[str, str]], path: str) -> tuple[str, str] | None:
+    """The first place that an image file is in; None if in none.
+
+    Raises:
+        CocoaError: it is in none, and an archive that it might be in cannot be read.
+    """
+    broken: CocoaError | None = None
+    for place in places:
+        try:
+            if _exists(_join(*place, path)):
+                return place
+        except CocoaError as error:
+            broken = broken or error
+    if broken is not None:
+        raise broken
+    return None
 
 
 def _places(folder: str) -> list[tuple[str, str]]:
@@ -232,6 +271,8 @@ def missing_images(paths: Iterable[str], root: str | None = None) -> dict[str, s
 
 def _fault(path: str, root: str | None, listings: dict[str, set[str]]) -> str:
     """What is wrong with the place of an image file; empty if it is there. `listings` keeps what directories hold."""
+    if "\0" in path:  # no file system takes it
+        return MISSING
     if root is not None and (".." in path.split("/") or not _is_inside(path, os.path.abspath(root))):
         return OUTSIDE
     folder, name = os.path.split(path)
@@ -248,7 +289,7 @@ def _names(folder: str) -> set[str]:
     try:
         with os.scandir(folder or ".") as entries:
             return {entry.name for entry in entries}
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:  # none, not a folder, or a name too long for one
         return set()
 
 

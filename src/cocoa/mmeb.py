@@ -85,13 +85,33 @@ def read_split(folder: Path, split: str, needed: Sequence[str], optional: Sequen
                         "rename its columns, or download it again"
                     )
                 columns = [name for name in (*needed, *optional) if name in file.schema_arrow.names]
+                for name in columns:
+                    _check_type(path, name, file.schema_arrow.field(name).type)
                 tables.append(file.read(columns=columns))
         except (pa.ArrowInvalid, OSError) as error:
             reason = str(error).splitlines()[0]
             raise CocoaError(f"{path}: not a readable parquet file ({reason}); download it again") from None
-    return pa.concat_tables(tables, promote_options="permissive")
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise CocoaError(f"{folder}: the files of split {split!r} differ in type ({error}); write them alike") from None
 
 
+def _check_type(path: Path, column: str, kind: pa.DataType) -> None:
+    """Refuse a column that does not hold strings (in evaluation lists of them, of negatives either), or nulls."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if column in LISTS and not is_list:
+        raise CocoaError(f"{path}: column {column} holds {kind}, not lists of one string a candidate")
+    if is_list and column in (*LISTS, *NEGATIVE_COLUMNS):
+        kind = kind.value_type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+        raise CocoaError(f"{path}: column {column} holds {kind}, not strings; write it anew as strings")
+
+
+LISTS = ("tgt_text", "tgt_img_path")
+"""The columns of MMEB-eval that hold a list a row."""
 ROWS_AT_ONCE = 1000
 
 
@@ -102,6 +122,7 @@ def read_train(
     max_rows_per_subset: int | None = None,
     image_root: str | Path | None = None,
     seed: int = 0,
+    negatives: bool = True,
 ) -> PairSet:
     """Reads a folder in MMEB-train's layout: a folder a data set, `<split>-00000-of-00001.parquet` in it.
 
@@ -113,6 +134,7 @@ def read_train(
         image_root: the folder or archive that image paths are relative to; by default `folder`, or the archives
             in it or in its `images_zip` (`cocoa.images.image_locator`).
         seed: of the sample.
+        negatives: read hard negatives where there are any.
 
     Returns:
         The pairs in file order, and how many rows had an empty query or target (neither image nor content).
@@ -123,7 +145,7 @@ def read_train(
     folder = Path(folder)
     result = PairSet()
     for name in select_subsets(subsets, list_subsets(folder), str(folder)):
-        table = read_split(folder / name, split, TRAIN_COLUMNS, NEGATIVE_COLUMNS)
+        table = read_split(folder / name, split, TRAIN_COLUMNS, NEGATIVE_COLUMNS if negatives else ())
         rows = sample_rows(len(table), max_rows_per_subset, name, seed)
         to_pair = pair_reader(name, image_locator(folder, image_root))
         chunks = table.take(pa.array(rows, pa.int64())).to_batches(ROWS_AT_ONCE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +15,10 @@ from cocoa.bad_rows import BadRows
 from cocoa.catalogue import clean, find_dataset, instructions_of, make_side, reference_text
 from cocoa.errors import CocoaError
 from cocoa.images import image_locator
-from cocoa.mmeb import list_subsets, read_split, select_subsets
+from cocoa.mmeb import LISTS, list_subsets, read_split, select_subsets
 from cocoa.pairs import Side
 
 EVAL_COLUMNS = ("qry_inst", "qry_img_path", "tgt_inst", "tgt_img_path")
-LISTS = ("tgt_text", "tgt_img_path")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class EvalDataset:
     """One evaluation data set: every distinct input once, and who is compared with whom.
 
     Attributes:
-        name: the data set's folder.
+        name: of the data set, as in MMEB-eval.
         inputs: the distinct sides, by (instruction, text, image).
         queries: (rows,) index into `inputs`.
         candidates: for each row the (candidates,) indices into `inputs`; the right one comes first, and an
@@ -134,7 +134,11 @@ def read_eval(
     """
     folder, bad = Path(folder), bad or BadRows()
     names = select_subsets(subsets, list_subsets(folder), str(folder))
-    return [read_eval_dataset(folder, name, split, image_root, bad, prompt_style) for name in names]
+    found = [read_eval_dataset(folder, name, split, image_root, bad, prompt_style) for name in names]
+    for name, count in Counter(dataset.name for dataset in found).items():
+        if count > 1:
+            raise CocoaError(f"{folder}: data set {name} is there twice, under two spellings; remove one folder")
+    return found
 
 
 def read_eval_dataset(
@@ -145,13 +149,11 @@ def read_eval_dataset(
     bad: BadRows,
     prompt_style: str = "cocoa",
 ) -> EvalDataset:
-    """Reads one data set, as `read_eval` does."""
+    """Reads one data set, as `read_eval` does; it is called as in MMEB-eval, whichever spelling its folder has."""
     table = read_split(folder / name, split, ("qry_text", "tgt_text"), EVAL_COLUMNS)
     missing = [column for column in ("qry_img_path", "tgt_img_path") if column not in table.column_names]
     if missing and "qry_inst" not in table.column_names:
         raise CocoaError(f"data set {name}: no column {', '.join(missing)} in split {split!r}; download it again")
-    for column in table.column_names:
-        _check_type(name, column, table[column].type)
     if not len(table):
         raise CocoaError(f"data set {name}: no rows in split {split!r}; download it again")
     numbers = np.arange(len(table))
@@ -182,18 +184,6 @@ def read_eval_dataset(
         if side.image is None and not side.text.strip()
     }
     return without(replace(dataset, numbers=numbers), empty, bad)
-
-
-def _check_type(name: str, column: str, kind: pa.DataType) -> None:
-    """Refuse a column that does not hold strings (lists of them, one a candidate), which null columns may."""
-    if column in LISTS:
-        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-            raise CocoaError(f"data set {name}: column {column} holds {kind}, not lists of one string a candidate")
-        kind = kind.value_type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
-        raise CocoaError(f"data set {name}: column {column} holds {kind}, not strings; write it anew as strings")
 
 
 def _eval_dataset(
@@ -241,7 +231,7 @@ def _eval_dataset(
     numbers, said = _encode(columns.get("tgt_inst"), len(table))
     texts = _encode(columns["tgt_text"], 0)
     targets = index((np.repeat(numbers, counts), said), texts, target_paths, target_instructions, target_end)
-    return EvalDataset(name, list(inputs), queries, np.split(targets, np.cumsum(counts)[:-1]))
+    return EvalDataset(entry.name if entry else name, list(inputs), queries, np.split(targets, np.cumsum(counts)[:-1]))
 
 
 _Encoded = tuple[np.ndarray, list[str]]  # (rows,) numbers of strings, and the distinct strings

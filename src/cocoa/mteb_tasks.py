@@ -3,7 +3,7 @@
     import mteb
     from cocoa.mteb_tasks import mmeb_tasks, model_meta
 
-    results = mteb.evaluate(model_meta("runs/cocoa/final"), mmeb_tasks("/data/MMEB-eval"))
+    results = mteb.evaluate(model_meta("runs/cocoa/final"), mmeb_tasks("/data/MMEB-eval"), cache=None)
 
 Any model that mteb runs is scored on them with the numbers of `cocoa evaluate`, and a checkpoint of ours runs on
 any other image and text task of mteb.
@@ -35,13 +35,11 @@ from cocoa.embedding import load_embedder
 from cocoa.embedding_cache import hash_folder
 from cocoa.errors import CocoaError
 from cocoa.eval_inputs import distinct_inputs, with_images_present, with_images_readable
-from cocoa.images import load_image, read_image_bytes, split_archive
+from cocoa.evaluation import data_hash
+from cocoa.images import ORIENTATION, load_image, read_image_bytes, split_archive
 from cocoa.mmeb_eval import EvalDataset, read_eval
 from cocoa.pairs import Side
 from cocoa.scores import short_name
-
-ORIENTATION = 0x0112
-"""The EXIF tag of an image that is to be turned."""
 
 
 def mmeb_tasks(
@@ -59,7 +57,11 @@ def mmeb_tasks(
     bad = BadRows(on_bad_row)
     found = with_images_present(read_eval(folder, subsets, split, image_root, bad), image_root or folder, bad)
     found, digests = with_images_readable(found, bad)
-    return [_task(dataset, split, str(folder)) for dataset in distinct_inputs(found, digests)[0]]
+    found, inputs = distinct_inputs(found, digests)
+    return [
+        _task(dataset, split, str(folder), data_hash(dataset, [inputs.keys[i] for i in place]))
+        for dataset, place in zip(found, inputs.places, strict=True)
+    ]
 
 
 def task_name(dataset: str) -> str:
@@ -134,8 +136,12 @@ class MMEBTask(AbsTaskRetrieval):
         return Dataset.from_dict(columns, features=Features(features))
 
 
-def _task(dataset: EvalDataset, split: str, folder: str) -> MMEBTask:
-    """The task of a data set; a class of its own, since mteb takes the metadata of a task from its class."""
+def _task(dataset: EvalDataset, split: str, folder: str, revision: str) -> MMEBTask:
+    """The task of a data set; a class of its own, since mteb takes the metadata of a task from its class.
+
+    The revision is the hash of the data. mteb's cache of results does not look at it: where data may change, run
+    with `cache=None` or `overwrite_strategy="always"`.
+    """
     documents = np.unique(np.concatenate(dataset.candidates))
     category = f"{_kind(dataset, dataset.queries, 'queries')}2{_kind(dataset, documents, 'candidates')}"
     entry = find_dataset(dataset.name)
@@ -143,7 +149,7 @@ def _task(dataset: EvalDataset, split: str, folder: str) -> MMEBTask:
         name=task_name(dataset.name),
         description=f"MMEB-V1: {dataset.name}, {entry.meta_task if entry else 'own data'}",
         reference="https://huggingface.co/datasets/TIGER-Lab/MMEB-eval" if entry else None,
-        dataset={"path": folder, "revision": split},
+        dataset={"path": folder, "revision": revision},
         type="Any2AnyRetrieval",
         category=category,  # type: ignore[arg-type]  # one of mteb's list
         modalities=[kind for kind in ("text", "image") if kind[0] in category.replace("2", "")],

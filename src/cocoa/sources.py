@@ -77,7 +77,7 @@ def load_pairs(config: DataConfig, seed: int) -> PairSet:
             continue
         if path.is_dir():
             limit, root = config.max_rows_per_subset, config.image_root
-            found = read_train(path, config.split, subsets, limit, root, seed)
+            found = read_train(path, config.split, subsets, limit, root, seed, config.hard_negatives > 0)
         else:
             found = read_file(path, config.image_root, config.max_rows_per_subset, seed)
         n = config.hard_negatives
