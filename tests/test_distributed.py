@@ -90,3 +90,10 @@ def test_two_processes_score_as_one_and_share_the_work(tiny_backbone_path, photo
     one, two = (found[number].pop("rows") for number in (1, 2))
     assert found[1] == found[2]
     assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_process_that_is_late_does_not_change_who_encodes_what(tiny_backbone_path, photo_data, tmp_path):
+    launch(2, SCRIPT.with_name("late_evaluation.py"), tiny_backbone_path(), photo_data / "MMEB-eval", tmp_path)
+    shards = [load_file(path) for path in tmp_path.glob("embeddings/*/*.safetensors")]
+    keys = torch.cat([shard["keys"] for shard in shards])
+    assert len(shards) == 2 and len(keys) == len(keys.unique(dim=0))
