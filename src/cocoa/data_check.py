@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from cocoa.bad_rows import BadRow, BadRows
 from cocoa.errors import CocoaError
 from cocoa.eval_inputs import inspect_images, with_images_present, with_images_readable
-from cocoa.images import missing_images
+from cocoa.image_files import missing_images
 from cocoa.mmeb import list_splits, list_subsets, read_train, select_subsets
 from cocoa.mmeb_eval import read_eval_dataset
 from cocoa.pairs import PairSet

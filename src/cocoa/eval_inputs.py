@@ -11,7 +11,8 @@ import numpy as np
 
 from cocoa.bad_rows import BadRows
 from cocoa.embedding_cache import content_key
-from cocoa.images import Inspected, check_image_files, inspect_image, missing_images
+from cocoa.image_files import check_image_files, missing_images
+from cocoa.images import Inspected, inspect_image
 from cocoa.mmeb_eval import EvalDataset, without
 from cocoa.pairs import Side
 from cocoa.processes import shared
@@ -49,6 +50,7 @@ def with_images_present(found: Sequence[EvalDataset], root: str | Path, bad: Bad
     """
     if bad.policy == "error":
         check_eval_images(found, root)
+        return list(found)
     faults = missing_images(_image_files(found), str(root))
     return [without(dataset, _broken(dataset, faults), bad) for dataset in found]
 

@@ -19,7 +19,7 @@ from cocoa.catalogue import (
     pair_reader,
 )
 from cocoa.errors import CocoaError
-from cocoa.images import image_locator
+from cocoa.image_files import image_locator
 from cocoa.pairs import Pair, PairSet, sample_rows
 
 

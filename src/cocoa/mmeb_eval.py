@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from cocoa.bad_rows import BadRows
 from cocoa.catalogue import clean, find_dataset, instructions_of, make_side, reference_text
 from cocoa.errors import CocoaError
-from cocoa.images import image_locator
+from cocoa.image_files import image_locator
 from cocoa.mmeb import LISTS, list_subsets, read_split, select_subsets
 from cocoa.pairs import Side
 

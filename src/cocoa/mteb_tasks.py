@@ -36,7 +36,8 @@ from cocoa.embedding_cache import hash_folder
 from cocoa.errors import CocoaError
 from cocoa.eval_inputs import distinct_inputs, with_images_present, with_images_readable
 from cocoa.evaluation import data_hash
-from cocoa.images import ORIENTATION, load_image, read_image_bytes, split_archive
+from cocoa.image_files import split_archive
+from cocoa.images import ORIENTATION, load_image, read_image_bytes
 from cocoa.mmeb_eval import EvalDataset, read_eval
 from cocoa.pairs import Side
 from cocoa.scores import short_name

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
-from cocoa.images import ImageRef, check_image_files
+from cocoa.image_files import check_image_files
+from cocoa.images import ImageRef
 
 
 @dataclass(frozen=True, slots=True)

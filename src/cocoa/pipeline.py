@@ -30,7 +30,7 @@ from cocoa.catalogue import stage_rows
 from cocoa.checkpoint import LOG_NAME, as_sentence_transformer, read_record, save_checkpoint
 from cocoa.embedding import Embedder
 from cocoa.errors import CocoaError
-from cocoa.images import check_image_files
+from cocoa.image_files import check_image_files
 from cocoa.pairs import ContentPair, Pair, Side, check_images, hold_out, limit_rows
 from cocoa.processes import this_process
 from cocoa.recipe import DTYPES, Recipe, Stage
