@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 import cocoa
 from cocoa.backbone import Backbone
+from cocoa.inputs import MAX_LENGTH
 
 RECORD_NAME = "cocoa.json"
 """File in a checkpoint that says how it was made; no reader needs it."""
@@ -78,6 +79,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The record of a checkpoint of ours; empty for any other folder."""
     path = folder / RECORD_NAME
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def trained_length(record: dict[str, Any]) -> int:
+    """The `max_length` that a checkpoint's stage was trained with, by its record."""
+    return record.get("options", {}).get("max_length", MAX_LENGTH)
 
 
 def as_sentence_transformer(backbone: Backbone, plain: bool = False) -> SentenceTransformer:

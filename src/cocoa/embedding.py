@@ -20,10 +20,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cocoa.backbone import batch_vision_attention, load_backbone, locate
-from cocoa.checkpoint import RECORD_NAME, as_sentence_transformer, read_record
+from cocoa.checkpoint import RECORD_NAME, as_sentence_transformer, read_record, trained_length
 from cocoa.errors import CocoaError
 from cocoa.images import image_size, load_image
-from cocoa.inputs import ImageBudget, chat_messages, cut, fit_text, image_tokens, most_tokens, reference_messages, room
+from cocoa.inputs import (
+    MAX_LENGTH,
+    ImageBudget,
+    chat_messages,
+    cut,
+    fit_text,
+    image_tokens,
+    most_tokens,
+    reference_messages,
+    room,
+)
 from cocoa.pairs import Side
 from cocoa.processes import WORKERS, this_process
 
@@ -35,8 +45,6 @@ AHEAD = 3
 """How many batches are ready or being prepared at a time."""
 DEFAULT_IMAGES = ImageBudget((4, 576))
 """Image budget for a model that carries no record of ours."""
-MAX_LENGTH = 4096
-"""Tokens of an input, image tokens included, where nothing else is said; the training stages' default too."""
 PROMPT_STYLES = ("cocoa", "reference")
 """How a side is put into tokens: through our chat template, or in VLM2Vec's plain form."""
 
@@ -183,7 +191,7 @@ def load_embedder(model: str | Path, max_length: int | None = None, prompt_style
         record = read_record(path.parent) if path else {}
         image = record.get("image", {})
         budget = ImageBudget(tuple(image.get("tokens", DEFAULT_IMAGES.tokens)), image.get("resize", "aspect"))
-        length = max_length or record.get("options", {}).get("max_length", MAX_LENGTH)
+        length = max_length or trained_length(record)
         try:
             found = SentenceTransformer(str(model), device=str(device))
         except (OSError, ValueError, TypeError, KeyError) as error:

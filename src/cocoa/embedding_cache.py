@@ -58,12 +58,12 @@ def fingerprint(*facts: object) -> str:
     return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
 
-def hash_folder(folder: Path, endings: Sequence[str] = MODEL_FILES) -> str:
+def hash_folder(folder: Path) -> str:
     """A hash of a folder's files by name and content, wherever it lies and whatever made it."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if path.suffix in endings and path.is_file() and name.parts[0] not in NO_MODEL_FILES:
+        if path.suffix in MODEL_FILES and path.is_file() and name.parts[0] not in NO_MODEL_FILES:
             digest.update(f"{name.as_posix()}\0{hash_file(path)}\0".encode())
     return digest.hexdigest()
 

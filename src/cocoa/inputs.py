@@ -14,6 +14,9 @@ from cocoa.errors import CocoaError
 from cocoa.images import load_image
 from cocoa.pairs import Side
 
+MAX_LENGTH = 4096
+"""Tokens of an input, image tokens included, where nothing else is said; in training as in embedding."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageBudget:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cocoa.attention import BridgeLayout
 from cocoa.backbone import Backbone, load_backbone
-from cocoa.checkpoint import read_record
+from cocoa.checkpoint import read_record, trained_length
 from cocoa.corruption import IGNORE_INDEX, row_generator
 from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget
@@ -27,7 +27,6 @@ from cocoa.preview_samples import picture_of, to_image
 from cocoa.reconstruction import patch_loss
 from cocoa.stages import eos_bridge, joint_reconstruction
 from cocoa.stages.reconstruction import Reconstructor, collate
-from cocoa.stages.training import StageArguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,7 @@ def rebuild_images(
     backbone = _load(folder)
     decoder = joint_reconstruction.load_patch_decoder(Path(folder), backbone)
     model = Reconstructor(backbone, patch_decoder=decoder).eval()
-    length = _max_length(folder)
+    length = trained_length(read_record(Path(folder)))
 
     def hide(row: ContentPair) -> dict[str, Tensor]:
         generator = row_generator(seed, joint_reconstruction.NAME, 0, row.row_id)
@@ -155,7 +154,7 @@ def rebuild_texts(
     """
     backbone = _load(folder)
     model = Reconstructor(backbone, layout=layout).eval()
-    length = _max_length(folder)
+    length = trained_length(read_record(Path(folder)))
 
     def hide(row: ContentPair) -> dict[str, Tensor]:
         return eos_bridge.bridge(backbone, row, length, 1.0, torch.Generator())  # all of B: nothing left to chance
@@ -220,11 +219,6 @@ def _load(folder: str | Path) -> Backbone:
     if torch.cuda.is_available():
         backbone.model.to("cuda")
     return backbone
-
-
-def _max_length(folder: str | Path) -> int:
-    """Tokens that a sequence of the stage could have."""
-    return read_record(Path(folder)).get("options", {}).get("max_length", StageArguments.max_length)
 
 
 def _sample(row: ContentPair, hide: Callable[[ContentPair], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 
 from cocoa.backbone import Backbone
 from cocoa.embedding import Embedder
+from cocoa.metrics import distinct_rows
 from cocoa.pairs import Pair
 
 
@@ -54,8 +55,8 @@ class InPoolEvaluator(BaseEvaluator):
         queries = embedder.embed([pair.query for pair in pairs], self.batch_size)
         pool = embedder.embed(list(targets.values()), self.batch_size)
         own = torch.tensor([column[pair.target.content_id()] for pair in pairs])
-        # Row by row: a matrix product rounds equal targets differently by their place.
-        scores = torch.stack([(pool * query).sum(1) for query in queries])  # (queries, targets)
+        vectors, which = distinct_rows(pool)  # equal targets must tie
+        scores = (queries @ vectors.T)[:, which]  # (queries, targets)
         positive = scores.gather(1, own[:, None])
         rank = (scores >= positive).sum(1)  # itself and every tie
         return (rank == 1).float().mean().item()

@@ -36,6 +36,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from cocoa.errors import CocoaError
+from cocoa.inputs import MAX_LENGTH
 from cocoa.stages.progress import ProgressLine
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class StageArguments(TrainingArguments):
     """
 
     batch_size: int = 64
-    max_length: int = 4096
+    max_length: int = MAX_LENGTH
     learning_rate: float = 2e-5
     warmup_steps: float = 0.05
     logging_steps: float = 10
