@@ -6,17 +6,21 @@ import csv
 import dataclasses
 import json
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cocoa.catalogue import stage_rows
 from cocoa.errors import CocoaError
-from cocoa.pairs import ContentPair, Pair, Side, check_images, content_pairs, hold_out
+from cocoa.pairs import ContentPair, Pair, Side, Turn, check_images, content_pairs, hold_out
 from cocoa.sources import DataConfig, load_pairs, read_file
 
 CAT = Side("Say what it is.", "a cat?", "/cat.jpg")
@@ -291,13 +295,57 @@ def test_a_sample_is_decided_by_the_seed(tmp_path: Path) -> None:
     assert rows(0) != rows(1)
 
 
+def test_a_dialogue_stands_beside_an_image(tmp_path: Path) -> None:
+    turns = [{"question": "what is red?", "answer": "the cup."}, {"question": "how many?", "answer": "two"}]
+    rows = [
+        {"image_path": "a.png", "caption": None, "dialogue": turns},
+        {"image_path": "b.png", "caption": "a cup", "dialogue": None},
+        {"image_path": "c.png", "caption": "a cat", "dialogue": turns[:1]},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "talks.parquet")
+    jsonl(tmp_path / "talks.jsonl", *rows)
+    read = read_file(tmp_path / "talks.parquet").pairs
+    assert read == read_file(tmp_path / "talks.jsonl").pairs
+    assert [pair.row for pair in read] == [1, 2, 3]
+    assert read[0].dialogue == (Turn("what is red?", "the cup."), Turn("how many?", "two"))
+    assert [pair.target for pair in read] == [Side(), Side(text="a cup"), Side(text="a cat")]
+    found = stage_rows(read, "compression")
+    assert [(row.side.image, row.turns) for row in found] == [
+        (str(tmp_path / "a.png"), read[0].dialogue),
+        (str(tmp_path / "c.png"), read[2].dialogue),
+    ]
+    assert found.left_out == {"talks": {"no dialogue": 1}}
+    assert [row.text for row in stage_rows(read, "joint_reconstruction")] == ["a cup", "a cat"]
+
+
+@pytest.mark.parametrize(
+    ("dialogue", "said"),
+    [
+        ("what is red?", "line 1, dialogue: not a list"),
+        (["what is red?"], "line 1, dialogue, turn 1: not an object"),
+        ([{"question": "what is red?"}], "line 1, dialogue, turn 1: question or answer is empty"),
+        ([{"question": "what is red?", "reply": "it"}], "unknown key 'reply'"),
+        ([], "neither text nor image"),
+    ],
+)
+def test_a_broken_dialogue_is_named(tmp_path: Path, dialogue: object, said: str) -> None:
+    with pytest.raises(CocoaError, match=re.escape(said)):
+        read_file(jsonl(tmp_path / "talks.jsonl", {"image_path": "a.png", "dialogue": dialogue}))
+
+
+def test_a_parquet_file_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "talks.parquet").write_text("no")
+    with pytest.raises(CocoaError, match=r"talks\.parquet: not parquet"):
+        read_file(tmp_path / "talks.parquet")
+
+
 def test_mistakes_in_the_data_block(tmp_path: Path) -> None:
     mine = jsonl(tmp_path / "mine.jsonl", GOOD)
     (tmp_path / "notes.txt").write_text("")
     jsonl(tmp_path / "empty.jsonl")
     for config, said in [
         ({"train": str(tmp_path / "gone")}, "no such file or folder"),
-        ({"train": str(tmp_path / "notes.txt")}, "not a .jsonl, .json or .csv file"),
+        ({"train": str(tmp_path / "notes.txt")}, "not a file of .jsonl, .json, .csv, .parquet"),
         ({"train": str(tmp_path)}, "no data set in it"),
         ({"train": [str(mine), str(mine)]}, "'mine' is there twice"),
         ({"train": str(mine), "subsets": ["yours"]}, "no data set 'yours' (key `subsets`); there are mine"),

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from cocoa.inputs import IMAGE_MARKER
-from cocoa.pairs import ContentPair, Pair, Side, content_pairs
+from cocoa.pairs import ContentPair, Pair, Side, Turn, content_pairs
 
 TABLES = ("mmeb", "scenes")
 """`data/<table>.yaml`: MMEB's 36 data sets, and those of the embedded world."""
@@ -189,24 +189,25 @@ class StageRows(list[ContentPair]):
 
 
 def stage_rows(pairs: Iterable[Pair], stage: str) -> StageRows:
-    """What `joint_reconstruction` or `eos_bridge` rebuilds of these pairs, by each data set's rule.
+    """What `joint_reconstruction`, `eos_bridge` or `compression` rebuilds of these pairs, by each data set's rule.
 
     Data sets that are not in the table follow `auto`. The same image and text, which several data sets may
     share under other instructions, is kept once.
     """
     rows = StageRows()
     rules: dict[str, str] = {}
-    seen: set[tuple[int | str, str, str]] = set()
+    seen: set[tuple[int | str, str, str, tuple[Turn, ...]]] = set()
     for pair in pairs:
         if pair.dataset not in rules:
             entry = find_dataset(pair.dataset)
-            rules[pair.dataset] = getattr(entry, stage) if entry else "auto"
+            rules[pair.dataset] = getattr(entry, stage) if entry and stage != "compression" else "auto"
         content = content_pairs(pair, stage, rules[pair.dataset])
         if isinstance(content, ContentPair):
             image = content.side.image
             key = image if isinstance(image, str) else Side(image=image).content_id()
-            if (key, content.side.text, content.text) not in seen:
-                seen.add((key, content.side.text, content.text))
+            what = (key, content.side.text, content.text, content.turns)
+            if what not in seen:
+                seen.add(what)
                 rows.append(content)
                 continue
             content = "same image and text as an earlier row"

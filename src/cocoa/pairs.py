@@ -13,6 +13,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -47,11 +48,19 @@ class Side:
         return int.from_bytes(digest.digest()) >> 1
 
 
+class Turn(NamedTuple):
+    """What a user says of an image, and the answer."""
+
+    question: str
+    answer: str
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """A query, its target and optional hard negatives, with the data set and row they came from.
 
-    `row` counts the rows of a parquet split from 0, the lines (or list items) of a file from 1.
+    `row` counts the rows of a parquet split from 0, the lines (or list items) of a file from 1. `dialogue` is a
+    conversation on the query's image (CoMa); such a row may have no target.
     """
 
     query: Side
@@ -59,6 +68,7 @@ class Pair:
     negatives: tuple[Side, ...] = ()
     dataset: str = ""
     row: int = 0
+    dialogue: tuple[Turn, ...] = ()
 
     @property
     def row_id(self) -> str:
@@ -91,12 +101,13 @@ class ContentPair:
 
     In joint reconstruction `side` is an image alone and `text` the content text that belongs to it; in the
     EOS-bridge `side` is block A (instruction and text included) and `text` is block B. `text` never holds an
-    instruction.
+    instruction. In compression `side` is what is compressed, `turns` the conversation on it, and `text` empty.
     """
 
     side: Side
     text: str
     row_id: str = ""
+    turns: tuple[Turn, ...] = ()
 
     @property
     def dataset(self) -> str:
@@ -109,7 +120,7 @@ class ContentPair:
         return int(self.row_id.rpartition("/")[2])
 
 
-CONTENT_STAGES = ("joint_reconstruction", "eos_bridge")
+CONTENT_STAGES = ("joint_reconstruction", "eos_bridge", "compression")
 
 
 def content_pairs(pair: Pair, stage: str, rule: str = "auto") -> ContentPair | str:
@@ -117,7 +128,7 @@ def content_pairs(pair: Pair, stage: str, rule: str = "auto") -> ContentPair | s
 
     Args:
         pair: the row.
-        stage: `joint_reconstruction` or `eos_bridge`.
+        stage: `joint_reconstruction`, `eos_bridge` or `compression` (which has no rule: it takes the dialogue).
         rule: which content, in the words of `data/mmeb.yaml`: an image and its texts
             (`query_image + query_text + target_text`), block A and B (`query -> target_text`; where both are
             of one side, A keeps only its image and instruction), or `off`. `auto` decides by where the images
@@ -127,6 +138,12 @@ def content_pairs(pair: Pair, stage: str, rule: str = "auto") -> ContentPair | s
     """
     if stage not in CONTENT_STAGES:
         raise ValueError(f"{stage!r} rebuilds nothing; content_pairs is for {' and '.join(CONTENT_STAGES)}")
+    if stage == "compression":
+        if not pair.dialogue:
+            return "no dialogue"
+        if pair.query.image is None:
+            return "no image"
+        return ContentPair(replace(pair.query, instruction=""), "", pair.row_id, pair.dialogue)
     if rule == "auto":
         if stage == "eos_bridge":
             rule = "query -> target_text" if pair.query.image is not None else "target -> query_text"

@@ -166,8 +166,11 @@ def stage_data(stage: Stage, backbone: Backbone, args: StageArguments) -> StageD
     left_out = {dataset: Counter(reasons) for dataset, reasons in found.left_out.items()}
     data = StageData(validation=validation, left_out=left_out)
     if stage.name == contrastive.NAME:
+        data.validation = [pair for pair in validation if pair.target != Side()]
         for pair in pairs:
-            if all(backbone.fits(side, args.max_length) for side in (pair.query, pair.target, *pair.negatives)):
+            if pair.target == Side():
+                left_out.setdefault(pair.dataset, Counter())["a dialogue without a caption has no target"] += 1
+            elif all(backbone.fits(side, args.max_length) for side in (pair.query, pair.target, *pair.negatives)):
                 data.pairs.append(pair)
             else:
                 left_out.setdefault(pair.dataset, Counter())["image and instruction fill max_length"] += 1

@@ -2,7 +2,8 @@
 
 Files: JSONL, or a JSON list, of `{"query": {"text", "image", "instruction"}, "target": {...}}` and perhaps
 `"negatives": [{...}]`; the two forms that the released CoCoA code reads, `image_path, caption` (stage 1) and
-`qry, qry_image_path, pos_text` (stage 2); CSV with the columns of `CSV_COLUMNS`.
+`qry, qry_image_path, pos_text` (stage 2); `image_path, dialogue`, a list of `{"question", "answer"}` (CoMa), perhaps
+with a caption; parquet with any of these as columns; CSV with the columns of `CSV_COLUMNS`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from cocoa.catalogue import NEGATIVE_COLUMNS, TRAIN_COLUMNS, pair_reader
 from cocoa.errors import CocoaError
 from cocoa.mmeb import list_subsets, read_train, select_subsets
-from cocoa.pairs import Pair, PairSet, Side, sample_rows
+from cocoa.pairs import Pair, PairSet, Side, Turn, sample_rows
 
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 SIDE_KEYS = ("text", "image", "instruction")
+READ_ROWS = 10_000
 CSV_COLUMNS = tuple(f"{side}_{key}" for side in ("query", "target") for key in SIDE_KEYS)
 
 
@@ -92,15 +98,15 @@ def _file_name(path: Path) -> str:
     """A file's data set name, once it is known to be there and of a form that is read."""
     if not path.is_file():
         raise CocoaError(f"data.train: {path}: no such file or folder")
-    if path.suffix not in (".jsonl", ".json", ".csv"):
-        raise CocoaError(f"data.train: {path}: not a .jsonl, .json or .csv file, nor a folder")
+    if path.suffix not in SUFFIXES:
+        raise CocoaError(f"data.train: {path}: not a file of {', '.join(SUFFIXES)}, nor a folder")
     return path.stem
 
 
 def read_file(
     path: str | Path, image_root: str | Path | None = None, max_rows: int | None = None, seed: int = 0
 ) -> PairSet:
-    """Reads one JSONL, JSON or CSV file; the data set is named by the file's stem.
+    """Reads one JSONL, JSON, CSV or parquet file; the data set is named by the file's stem.
 
     Args:
         path: the file.
@@ -140,7 +146,8 @@ def _csv_pairs(path: Path, root: str) -> Iterator[Pair]:
 
 def _json_pairs(path: Path, root: str) -> Iterator[Pair]:
     mmeb_pair = pair_reader(path.stem, lambda image: os.path.join(root, image))
-    for row, where, record in _json_records(path):
+    records = _parquet_records if path.suffix == ".parquet" else _json_records
+    for row, where, record in records(path):
         if not isinstance(record, dict):
             raise CocoaError(f"{where}: not a JSON object; write one pair a line")
         keys = set(record)
@@ -152,11 +159,13 @@ def _json_pairs(path: Path, root: str) -> Iterator[Pair]:
                 raise CocoaError(f"{where}, negatives: not a list; write [{{...}}, ...]")
             others = tuple(_side(side, root, f"{where}, negatives") for side in negatives)
             yield Pair(query, target, others, path.stem, row)
-        elif keys & {"image_path", "caption"}:
-            _check_keys(record, ("image_path", "caption"), where)
+        elif keys & {"image_path", "caption", "dialogue"}:
+            _check_keys(record, ("image_path", "caption", "dialogue"), where)
             query = _side({"image": record.get("image_path")}, root, f"{where}, image_path")
-            target = _side({"text": record.get("caption")}, root, f"{where}, caption")
-            yield Pair(query, target, (), path.stem, row)
+            turns = _turns(record.get("dialogue"), f"{where}, dialogue")
+            spoken = not _text(record, "caption", where) and turns
+            target = Side() if spoken else _side({"text": record.get("caption")}, root, f"{where}, caption")
+            yield Pair(query, target, (), path.stem, row, turns)
         else:
             _check_keys(record, (*TRAIN_COLUMNS, *NEGATIVE_COLUMNS), where)
             for key in TRAIN_COLUMNS:
@@ -188,6 +197,35 @@ def _json_records(path: Path) -> Iterator[tuple[int, str, Any]]:
                     yield number, where, json.loads(line)
                 except json.JSONDecodeError as error:
                     raise CocoaError(f"{where}: not JSON ({error.msg}); repair or drop the line") from None
+
+
+def _parquet_records(path: Path) -> Iterator[tuple[int, str, Any]]:
+    """As `_json_records`, the rows of a parquet file, counted from 1."""
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CocoaError(f"{path}: not parquet ({str(error).splitlines()[0]}); write it again") from None
+    number = 0
+    for batch in file.iter_batches(READ_ROWS):
+        for record in batch.to_pylist():
+            number += 1
+            yield number, f"{path}, row {number}", record
+
+
+def _turns(value: Any, where: str) -> tuple[Turn, ...]:
+    """A conversation, checked: every question and every answer is there."""
+    if value is not None and not isinstance(value, list):
+        raise CocoaError(f"{where}: not a list; write [{{question, answer}}, ...]")
+    turns = []
+    for number, turn in enumerate(value or (), 1):
+        if not isinstance(turn, dict):
+            raise CocoaError(f"{where}, turn {number}: not an object; write {{question, answer}}")
+        _check_keys(turn, Turn._fields, f"{where}, turn {number}")
+        said = Turn(*(_text(turn, key, f"{where}, turn {number}") for key in Turn._fields))
+        if not all(said):
+            raise CocoaError(f"{where}, turn {number}: question or answer is empty; fill it in or drop the turn")
+        turns.append(said)
+    return tuple(turns)
 
 
 def _side(value: Any, root: str, where: str) -> Side:

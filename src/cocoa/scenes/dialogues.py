@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import NamedTuple
 
+from cocoa.pairs import Turn
 from cocoa.scenes.language import HELD_OUT_STYLES, STYLES, TEMPLATES, Question, ask, caption
 from cocoa.scenes.world import Scene
 
@@ -21,13 +21,6 @@ REQUESTS = {
 ASK_QUESTIONS = "ask {0} questions about the image."
 ALL_KINDS = tuple(TEMPLATES)
 QUESTION_PREFIX = "Represent the given image with the following question:"
-
-
-class Turn(NamedTuple):
-    """What a user says, and the answer."""
-
-    question: str
-    answer: str
 
 
 def questions(rng: random.Random, scene: Scene, number: int, kinds: Sequence[str] = ALL_KINDS) -> list[Question]:
