@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cocoa.corruption import IGNORE_INDEX, choose
-from cocoa.reconstruction import masked_next_token_prediction
+from cocoa.reconstruction import predict_tokens
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     labels = labels.to(device)
 
     def masked() -> Tensor:
-        return masked_next_token_prediction(states, head, labels, mask_token_id=0).losses.sum()
+        return predict_tokens(states, head, labels, excluded_ids=[0]).losses.sum()
 
     def everywhere() -> Tensor:
         logits = head(states)[:, :-1].float()

@@ -296,7 +296,7 @@ def test_parameters_are_the_real_ones(tiny_backbone_path, photo_data, tmp_path, 
         assert stage.trained == sum(parameter.numel() for _, parameter in trainable(trainer.model))
         assert stage.parameters == sum(parameter.numel() for parameter in trainer.model.parameters())
         assert ("patch decoder" in stage.trainable) == (index == JOINT)
-        assert ("mask token's row" in stage.trainable) == (lora and index != CONTRASTIVE)
+        assert ("rows of new tokens" in stage.trainable) == (lora and index != CONTRASTIVE)
         assert stage.estimate.memory.weights == 4 * stage.parameters  # float32
         assert stage.estimate.memory.states == 12 * stage.trained
 
@@ -304,7 +304,7 @@ def test_parameters_are_the_real_ones(tiny_backbone_path, photo_data, tmp_path, 
 def test_adapters_and_attention_are_named(found):
     assert "q_proj x 3" in found.stages[0].adapted and "fc1 x 2" in found.stages[0].adapted
     assert found.stages[BRIDGE].attention == ("strict layout (A sees A and EOS, EOS sees A and EOS, B sees EOS and B)")
-    assert found.stages[CONTRASTIVE].attention == "bidirectional"
+    assert found.stages[CONTRASTIVE].attention == "bidirectional; embedding: EOS"
 
 
 def test_devices_share_batch_and_time(recipe, found):

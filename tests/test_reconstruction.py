@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from cocoa.attention import bidirectional
-from cocoa.reconstruction import PatchDecoder, masked_next_token_prediction, patch_loss
+from cocoa.reconstruction import PatchDecoder, patch_loss, predict_tokens
 
 IGNORE = -100
 MASK = 4
@@ -72,7 +72,7 @@ def numpy_mntp(states, weight, labels, mask_token_id):
 
 
 def test_mntp_equals_numpy(states, head):
-    found = masked_next_token_prediction(states, head, LABELS, MASK)
+    found = predict_tokens(states, head, LABELS, [MASK])
     losses, correct = numpy_mntp(
         states.detach().double().numpy(), head.weight.detach().double().numpy(), LABELS.numpy(), MASK
     )
@@ -84,7 +84,7 @@ def test_mntp_equals_numpy(states, head):
 
 
 def test_the_head_is_applied_to_hidden_tokens_only(states, head):
-    masked_next_token_prediction(states, head, LABELS, MASK)
+    predict_tokens(states, head, LABELS, [MASK])
     assert head.applied_to == 7
 
 
@@ -94,7 +94,7 @@ def test_the_mask_token_is_not_in_the_softmax():
     with torch.no_grad():
         head.weight.copy_(torch.tensor([[0.0], [0.0], [50.0]]))
     labels = torch.tensor([[IGNORE, 0]])
-    found = masked_next_token_prediction(torch.ones(1, 2, 1), head, labels, mask_token_id=2)
+    found = predict_tokens(torch.ones(1, 2, 1), head, labels, excluded_ids=[2])
     assert found.losses.item() == pytest.approx(0.693147, abs=1e-6)  # ln 2
     assert found.correct.tolist() == [True]
     found.losses.sum().backward()
@@ -108,7 +108,7 @@ def test_a_prediction_is_read_one_position_earlier():
         head.weight.copy_(torch.eye(4))
     states = 20 * torch.eye(4)[torch.tensor([[2, 1, 3, 3]])]  # (1, 4, 4): says 2, 1, 3, 3
     labels = torch.tensor([[IGNORE, 2, 1, 2]])
-    found = masked_next_token_prediction(states, head, labels, mask_token_id=0)
+    found = predict_tokens(states, head, labels, excluded_ids=[0])
     assert found.correct.tolist() == [True, True, False]
     np.testing.assert_allclose(found.losses.detach().numpy(), [0, 0, 20], atol=1e-4)
 
@@ -116,14 +116,14 @@ def test_a_prediction_is_read_one_position_earlier():
 def test_a_label_in_the_first_column_is_ignored(states, head):
     labels = LABELS.clone()
     labels[:, 0] = 2
-    found = masked_next_token_prediction(states, head, labels, MASK)
+    found = predict_tokens(states, head, labels, [MASK])
     assert found.rows.tolist() == ROWS
     assert found.positions.tolist() == POSITIONS
     assert head.applied_to == 7
 
 
 def test_only_the_state_before_a_hidden_token_gets_a_gradient(states, head):
-    masked_next_token_prediction(states, head, LABELS, MASK).losses.sum().backward()
+    predict_tokens(states, head, LABELS, [MASK]).losses.sum().backward()
     touched = states.grad.abs().sum(-1) > 0
     assert touched.int().tolist() == [
         [1, 0, 0, 1, 0],
@@ -134,14 +134,14 @@ def test_only_the_state_before_a_hidden_token_gets_a_gradient(states, head):
 
 
 def test_nothing_hidden_is_no_loss(states, head):
-    found = masked_next_token_prediction(states, head, torch.full((4, 5), IGNORE), MASK)
+    found = predict_tokens(states, head, torch.full((4, 5), IGNORE), [MASK])
     assert [len(field) for field in found] == [0, 0, 0, 0, 0]
     found.losses.sum().backward()
     assert states.grad.abs().sum() == 0
 
 
 def test_bfloat16_states_give_a_float32_loss(states, head):
-    found = masked_next_token_prediction(states.bfloat16(), head.bfloat16(), LABELS, MASK)
+    found = predict_tokens(states.bfloat16(), head.bfloat16(), LABELS, [MASK])
     assert found.losses.dtype == torch.float32
 
 

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -29,6 +30,8 @@ class Lora:
         init: `gaussian`, or any other value of peft's `init_lora_weights`.
         text: names of the text model's linear layers to adapt.
         vision: names of the vision tower's block layers to adapt; empty freezes the tower.
+        embeddings: `new` trains the rows of the tokens that a stage brings in (mask, compression tokens); `all` the
+            whole matrix of token embeddings, as CoMa does (with a tied head, that too).
     """
 
     r: int = 8
@@ -38,10 +41,13 @@ class Lora:
     init: str | bool = "gaussian"
     text: tuple[str, ...] = TEXT_PROJECTIONS
     vision: tuple[str, ...] = ()
+    embeddings: Literal["new", "all"] = "new"
 
     def __post_init__(self) -> None:
         if self.r < 1 or not 0 <= self.dropout < 1:
             raise CocoaError(f"lora: r {self.r} must be 1 or more, and dropout {self.dropout} from 0 to below 1")
+        if self.embeddings not in ("new", "all"):
+            raise CocoaError(f"lora.embeddings {self.embeddings!r}: choose new or all")
 
 
 def adapted_layers(model: nn.Module, lora: Lora) -> dict[str, list[str]]:
@@ -83,12 +89,13 @@ def add_adapters(model: PreTrainedModel, lora: Lora, trainable_tokens: list[int]
     Args:
         model: the backbone with its head; it stays usable under its own name.
         lora: which layers, and how.
-        trainable_tokens: rows of the token embedding to train as well (the mask token's).
+        trainable_tokens: rows of the token embedding to train as well, where the recipe does not train them all.
 
     Returns:
-        The peft handle that saves and merges the adapters.
+        The peft handle that saves and merges the adapters; a matrix that is trained whole is not in what it saves.
     """
     layers = adapted_layers(model, lora)
+    whole = lora.embeddings == "all"
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -96,12 +103,18 @@ def add_adapters(model: PreTrainedModel, lora: Lora, trainable_tokens: list[int]
         use_dora=lora.dora,
         init_lora_weights=lora.init,
         target_modules=[path for paths in layers.values() for path in paths],
-        trainable_token_indices={"embed_tokens": trainable_tokens} if trainable_tokens else None,
+        trainable_token_indices={"embed_tokens": trainable_tokens} if trainable_tokens and not whole else None,
     )
     try:
-        return get_peft_model(model, config)
+        adapters = get_peft_model(model, config)
     except ValueError as error:
         raise CocoaError(f"lora: {str(error).splitlines()[0]}") from error
+    if whole:
+        embeddings, dtype = model.get_input_embeddings(), model.dtype
+        embeddings.weight.data = embeddings.weight.data.float()  # updates are too small for bfloat16
+        embeddings.weight.requires_grad_()
+        embeddings.register_forward_hook(lambda module, inputs, output: output.to(dtype))
+    return adapters
 
 
 def merge_adapters(adapters: PeftModel, folder: Path) -> PreTrainedModel:

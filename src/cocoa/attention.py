@@ -76,6 +76,26 @@ def eos_bridged(eos_position: Tensor, attention_mask: Tensor, layout: BridgeLayo
     return _without_padding(same_block | is_eos[:, None, :] | (is_eos[:, :, None] & eos_sees), attention_mask)
 
 
+def compressed(start: Tensor, count: int, attention_mask: Tensor) -> Tensor:
+    """Causal, and what follows the compression tokens sees nothing before them (CoMa, compression pre-training).
+
+    The sequence is what is compressed, `count` compression tokens, and a dialogue. So what the dialogue learns of
+    the image has passed through the compression tokens.
+
+    Args:
+        start: (B,) index of the first compression token in each row.
+        count: how many compression tokens there are.
+        attention_mask: (B, T), nonzero on real tokens.
+
+    Returns:
+        (B, 1, T, T) boolean mask, True = attend.
+    """
+    position = torch.arange(attention_mask.shape[1], device=attention_mask.device)  # (T,)
+    before = position < start[:, None]  # (B, T)
+    after = position >= start[:, None] + count
+    return causal(attention_mask) & ~(after[:, :, None] & before[:, None, :])[:, None]
+
+
 def _without_padding(allowed: Tensor, attention_mask: Tensor) -> Tensor:
     """Cut padding out of a (B, T, T) layout, and give it its head axis."""
     real = attention_mask.bool()

@@ -1,8 +1,7 @@
 """The backbone: a checkpoint of the Qwen2-VL family, made ready for reconstruction and embedding.
 
-Nothing is added to the model's code. Loading sets a flag (bidirectional attention), adds one special
-token on a free embedding row, replaces the chat template and sets the image token budget; all of it is
-saved in the stock files.
+Nothing is added to the model's code. Loading sets a flag (bidirectional attention), adds special tokens on free
+embedding rows, replaces the chat template and sets the image token budget; all of it is saved in stock files.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from PIL import Image
@@ -24,24 +23,47 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLForConditionalGeneration,
 )
-from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from cocoa.attention import CHUNKED
 from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget, chat_messages, fit_text, inert, most_tokens, room, shorten
 from cocoa.pairs import Side
+from cocoa.special_tokens import (
+    COMPRESSION_TOKENS,
+    EOS_TOKEN,
+    MASK_TOKEN,
+    add_tokens,
+    close_with_compression_tokens,
+    compression_names,
+    prepare_processor,
+)
 
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     "qwen2_vl": Qwen2VLForConditionalGeneration,
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
 }
-EOS_TOKEN = "<|im_end|>"
-"""Ours by name: `<|endoftext|>` is Qwen's padding token. The sources do not settle it."""
-MASK_TOKEN = "<|mask|>"
 EMBEDDED = ("mini-qwen2-vl", "mini-qwen2.5-vl")
 """Backbones that ship in the package (`data/backbones/`), by the names that recipes call them."""
 
 Attention = Literal["bidirectional", "causal"]
+Pooling = Literal["lasttoken", "mean", "compression"]
+ATTENTIONS: tuple[str, ...] = get_args(Attention)
+POOLINGS: tuple[str, ...] = get_args(Pooling)
+
+
+class Form(NamedTuple):
+    """How a backbone is read as an embedding model.
+
+    Attributes:
+        attention: of the text model.
+        pooling: which final states the embedding is made of: that of EOS, the mean of all, or the mean of the
+            compression tokens, which then stand in EOS' place.
+        compression_tokens: how many of those there are; 0 with another pooling.
+    """
+
+    attention: Attention = "bidirectional"
+    pooling: Pooling = "lasttoken"
+    compression_tokens: int = 0
 
 
 @dataclass
@@ -53,6 +75,8 @@ class Backbone:
         processor: tokenizer, image processor and chat template.
         images: the image token budget in force.
         name: the hub id or folder it was loaded from.
+        pooling: what the embedding is made of; see `Form`.
+        compression_tokens: how many close an input in EOS' place; 0 unless they are what is pooled.
         encoded: what `encode_side` has made of each prompt and image, where it is to be kept; else None.
     """
 
@@ -60,6 +84,8 @@ class Backbone:
     processor: ProcessorMixin
     images: ImageBudget
     name: str
+    pooling: Pooling = "lasttoken"
+    compression_tokens: int = 0
     encoded: dict[tuple[str, str | int | None], dict[str, Tensor]] | None = None
 
     @property
@@ -76,6 +102,22 @@ class Backbone:
     def mask_token_id(self) -> int:
         """Id of `MASK_TOKEN`."""
         return self.tokenizer.convert_tokens_to_ids(MASK_TOKEN)
+
+    @property
+    def compression_token_ids(self) -> list[int]:
+        """Ids of C1..CK, which close every input under `compression` pooling; else empty."""
+        return self.tokenizer.convert_tokens_to_ids(compression_names(self.compression_tokens))
+
+    @property
+    def form(self) -> Form:
+        """How this backbone is read as an embedding model."""
+        attention: Attention = "causal" if self.model.config.text_config.is_causal else "bidirectional"
+        return Form(attention, self.pooling, self.compression_tokens)
+
+    @property
+    def ending(self) -> int:
+        """How many tokens close an input: EOS alone, or the compression tokens."""
+        return self.compression_tokens or 1
 
     @property
     def patch_size(self) -> int:
@@ -104,8 +146,8 @@ class Backbone:
         """One side through the chat template and the processor, without padding.
 
         Returns:
-            `input_ids` (T,), which ends with the one EOS, and, with an image, `pixel_values`
-            (patches, values) and `image_grid_thw` (1, 3).
+            `input_ids` (T,), which ends with the one EOS or the compression tokens, and, with an image,
+            `pixel_values` (patches, values) and `image_grid_thw` (1, 3).
         """
         image = id(side.image) if isinstance(side.image, Image.Image) else side.image
         kept = (side.prompt(), image)
@@ -131,16 +173,12 @@ class Backbone:
         return shorten(self.tokenizer, text, tokens)
 
     def room(self, image: bool, max_length: int) -> int:
-        """Tokens left of `max_length` beside EOS and, if any, the largest image with its two markers."""
-        return room(self.images, image, max_length)
+        """Tokens left of `max_length` beside the ending and, if any, the largest image with its two markers."""
+        return room(self.images, image, max_length, self.ending)
 
     def fit_text(self, side: Side, max_length: int) -> Side:
-        """The side with its text shortened so that image, instruction, text and EOS fit into `max_length`.
-
-        Raises:
-            CocoaError: image and instruction alone do not fit.
-        """
-        return fit_text(self.tokenizer, side, self.images, max_length)
+        """The side with its text shortened to fit into `max_length`; see `cocoa.inputs.fit_text`."""
+        return fit_text(self.tokenizer, side, self.images, max_length, self.ending)
 
     def fits(self, side: Side, max_length: int) -> bool:
         """Whether image and instruction leave room for text, or need none."""
@@ -164,6 +202,8 @@ def load_backbone(
     dtype: torch.dtype | Literal["auto"] = torch.float32,
     attention: Attention | None = None,
     weights: bool = True,
+    pooling: Pooling = "lasttoken",
+    compression_tokens: int = COMPRESSION_TOKENS,
 ) -> Backbone:
     """Load a checkpoint of the Qwen2-VL family for training or embedding.
 
@@ -174,10 +214,12 @@ def load_backbone(
         dtype: of the weights in memory; `auto` takes the files'.
         attention: set the text model bidirectional or causal; None leaves it as the checkpoint says.
         weights: False leaves the weights on the meta device, for counting and rendering without them.
+        pooling: what the embedding is made of; `compression` closes every input with the compression tokens.
+        compression_tokens: how many, under that pooling; a checkpoint that has some has to have as many.
 
     Raises:
         CocoaError: no such checkpoint, another architecture, a sliding window, no free embedding row for
-            the mask token, or weights missing from the files.
+            a special token, another number of compression tokens, or weights missing from the files.
     """
     name = str(name)
     source = locate(name)
@@ -199,11 +241,15 @@ def load_backbone(
                 model = MODEL_CLASSES[config.model_type](config)
     except OSError as error:
         raise CocoaError(f"backbone {name}: {str(error).splitlines()[0]}; is the checkpoint complete?") from None
-    backbone = Backbone(model, processor, images or budget_of(processor), name)
+    count = compression_tokens if pooling == "compression" else 0
+    backbone = Backbone(model, processor, images or budget_of(processor), name, pooling, count)
     prepare_processor(processor, name)
     if images is not None:
         backbone.set_image_budget(images)
-    add_mask_token(backbone)
+    embeddings = model.get_input_embeddings().weight
+    add_tokens(embeddings, processor.tokenizer, [MASK_TOKEN], name)
+    if count:
+        close_with_compression_tokens(embeddings, processor, count, name)
     return backbone
 
 
@@ -240,33 +286,6 @@ def budget_of(processor: ProcessorMixin) -> ImageBudget:
     return ImageBudget((max(1, size["shortest_edge"] // area), max(1, size["longest_edge"] // area)))
 
 
-def prepare_processor(processor: ProcessorMixin, name: str) -> None:
-    """Give the processor our chat template, and lift length limits that would cut EOS."""
-    if processor.tokenizer.convert_tokens_to_ids(EOS_TOKEN) in (None, processor.tokenizer.unk_token_id):
-        raise CocoaError(f"backbone {name}: its tokenizer has no {EOS_TOKEN} token")
-    template = resources.files("cocoa").joinpath("data/chat_template.jinja").read_text(encoding="utf-8")
-    processor.chat_template = processor.tokenizer.chat_template = template
-    processor.tokenizer.model_max_length = VERY_LARGE_INTEGER
-
-
-def add_mask_token(backbone: Backbone) -> None:
-    """Put `MASK_TOKEN` on the next free embedding row, with the mean embedding (once; never resized).
-
-    Raises:
-        CocoaError: the embedding has no free row.
-    """
-    tokenizer = backbone.tokenizer
-    if MASK_TOKEN in tokenizer.get_vocab():
-        return
-    used = len(tokenizer)
-    embeddings = backbone.model.get_input_embeddings().weight
-    if used >= embeddings.shape[0]:
-        raise CocoaError(f"backbone {backbone.name}: no free embedding row for {MASK_TOKEN} (all {used} are used)")
-    tokenizer.add_special_tokens({"additional_special_tokens": [MASK_TOKEN]}, replace_extra_special_tokens=False)
-    with torch.no_grad():
-        embeddings[backbone.mask_token_id] = embeddings[:used].float().mean(0).to(embeddings.dtype)
-
-
 def batch_vision_attention(model: PreTrainedModel | None) -> None:
     """Attend within all images at once; the same numbers in fewer calls. Not saved with the model."""
     if model is not None and model.config.model_type in MODEL_CLASSES:
@@ -278,6 +297,6 @@ def set_attention(config: PretrainedConfig, attention: Attention) -> None:
 
     The flag that works is the text config's; the top-level one is for servers that read that.
     """
-    if attention not in ("bidirectional", "causal"):
+    if attention not in ATTENTIONS:
         raise CocoaError(f"attention {attention!r}: choose bidirectional or causal")
     config.is_causal = config.text_config.is_causal = attention == "causal"

@@ -15,14 +15,19 @@ from typing import Any
 import sentence_transformers
 import torch
 import transformers
+from huggingface_hub.errors import HfHubHTTPError
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules.module import Module
 from sentence_transformers.base.modules.transformer import Transformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, WordWeights
+from sentence_transformers.util import load_file_path
 from transformers import PreTrainedModel
 
 import cocoa
-from cocoa.backbone import Backbone
+from cocoa.backbone import Backbone, Form, locate
+from cocoa.errors import CocoaError
 from cocoa.inputs import MAX_LENGTH
+from cocoa.special_tokens import compression_names
 
 RECORD_NAME = "cocoa.json"
 """File in a checkpoint that says how it was made; no reader needs it."""
@@ -62,6 +67,7 @@ def save_checkpoint(backbone: Backbone, folder: Path, record: dict[str, Any]) ->
     _save_side_files(backbone, folder)
     record = {
         **record,
+        **backbone.form._asdict(),
         "image": {"tokens": list(backbone.images.tokens), "resize": backbone.images.resize},
         "versions": versions(),
     }
@@ -79,6 +85,32 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The record of a checkpoint of ours; empty for any other folder."""
     path = folder / RECORD_NAME
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def model_file(model: str | Path, name: str) -> Path | None:
+    """A file of a checkpoint folder or hub id, or None where it has no such file.
+
+    Raises:
+        CocoaError: the hub refuses the name.
+    """
+    try:
+        path = load_file_path(str(model), name)
+    except HfHubHTTPError as error:
+        reason = str(error).splitlines()[0]
+        raise CocoaError(f"model {model}: cannot be read ({reason}); give a checkpoint folder or a hub id") from None
+    return Path(path) if path else None
+
+
+def recorded_form(model: str | Path) -> Form | None:
+    """How a checkpoint of ours is read as an embedding model, by its record; None for any other model."""
+    path = model_file(locate(str(model)), RECORD_NAME)
+    record = read_record(path.parent) if path else {}
+    return form_of(record) if record else None
+
+
+def form_of(record: dict[str, Any]) -> Form:
+    """The part of a checkpoint's record that says how it is read as an embedding model."""
+    return Form(**{key: record[key] for key in Form._fields if key in record})
 
 
 def trained_length(record: dict[str, Any]) -> int:
@@ -120,24 +152,40 @@ def as_sentence_transformer(backbone: Backbone, plain: bool = False) -> Sentence
         if plain:
             (Path(folder) / "chat_template.jinja").write_text(_PLAIN_TEMPLATE, encoding="utf-8")
         transformer = LoadedTransformer.load(folder)
+    return SentenceTransformer(modules=[transformer, *_pooling(backbone)]).to(backbone.model.device)
+
+
+def _pooling(backbone: Backbone) -> list[Module]:
+    """What makes one vector of the final states, in stock modules.
+
+    The mean over the compression tokens is a mean over all, each weighted: 1 for them and 0 for the rest.
+    """
     dimension = backbone.model.config.text_config.hidden_size
-    model = SentenceTransformer(modules=[transformer, Pooling(dimension, "lasttoken"), Normalize()])
-    return model.to(backbone.model.device)
+    if backbone.pooling != "compression":
+        return [Pooling(dimension, backbone.pooling), Normalize()]
+    names, ids = compression_names(backbone.compression_tokens), backbone.compression_token_ids
+    vocabulary = [""] * len(backbone.tokenizer)  # by id; the names of those that weigh nothing are not needed
+    for name, token_id in zip(names, ids, strict=True):
+        vocabulary[token_id] = name
+    weights = WordWeights(vocabulary, dict.fromkeys(names, 1.0), unknown_word_weight=0.0)
+    weights.requires_grad_(False)
+    return [weights, Pooling(dimension, "mean"), Normalize()]
 
 
 def _save_side_files(backbone: Backbone, folder: Path) -> None:
     """Write everything of a checkpoint but the weights and their config."""
     backbone.processor.save_pretrained(folder)
-    dimension = backbone.model.config.text_config.hidden_size
-    modules: list[dict[str, Any]] = []
-    for index, (name, module) in enumerate(
-        [("", Transformer), ("1_Pooling", Pooling(dimension, "lasttoken")), ("2_Normalize", Normalize())]
-    ):
-        kind = module if isinstance(module, type) else type(module)
-        modules.append({"idx": index, "name": str(index), "path": name, "type": f"{kind.__module__}.{kind.__name__}"})
-        if name:
-            (folder / name).mkdir(exist_ok=True)
-            module.save(str(folder / name))
+    kinds: list[type[Module]] = [Transformer]
+    paths = [""]
+    for index, module in enumerate(_pooling(backbone), 1):
+        kinds.append(type(module))
+        paths.append(f"{index}_{type(module).__name__}")
+        (folder / paths[-1]).mkdir(exist_ok=True)
+        module.save(str(folder / paths[-1]))
+    modules = [
+        {"idx": index, "name": str(index), "path": path, "type": f"{kind.__module__}.{kind.__name__}"}
+        for index, (kind, path) in enumerate(zip(kinds, paths, strict=True))
+    ]
     write_json(folder / "modules.json", modules)
     write_json(folder / "sentence_bert_config.json", _SENTENCE_BERT_CONFIG)
     write_json(

@@ -12,15 +12,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from huggingface_hub.errors import HfHubHTTPError
 from rich.progress import Progress
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.util import load_file_path
 from torch import Tensor
 from torch.nn import functional as F
 
 from cocoa.backbone import batch_vision_attention, load_backbone, locate
-from cocoa.checkpoint import RECORD_NAME, as_sentence_transformer, read_record, trained_length
+from cocoa.checkpoint import RECORD_NAME, as_sentence_transformer, form_of, model_file, read_record, trained_length
 from cocoa.errors import CocoaError
 from cocoa.images import image_size, load_image
 from cocoa.inputs import (
@@ -62,6 +60,7 @@ class Embedder:
             and text (instruction in front) as sentence-transformers' own input.
         folder: where its files lie; None where it was not loaded from any.
         record: what its checkpoint says of how it was made; empty for one that is not ours.
+        ending: tokens that close an input: EOS, or the compression tokens.
     """
 
     model: SentenceTransformer
@@ -70,6 +69,7 @@ class Embedder:
     form: str = "cocoa"
     folder: Path | None = None
     record: dict[str, Any] = field(default_factory=dict)
+    ending: int = 1
 
     def render(self, side: Side) -> Any:
         """A side as `SentenceTransformer.encode` wants it, its image read."""
@@ -78,7 +78,8 @@ class Embedder:
             text = cut(self.model.tokenizer, side.text, self.max_length) if long else side.text
             return reference_messages(replace(side, text=text))
         if self.form == "cocoa":
-            return chat_messages(fit_text(self.model.tokenizer, side, self.images, self.max_length), self.images)
+            fitted = fit_text(self.model.tokenizer, side, self.images, self.max_length, self.ending)
+            return chat_messages(fitted, self.images)
         if side.image is None:
             return side.prompt()
         image = load_image(side.image)
@@ -157,7 +158,7 @@ class Embedder:
     def _room(self, side: Side) -> int:
         if self.form == "reference":
             return self.max_length
-        return room(self.images, side.image is not None, self.max_length)
+        return room(self.images, side.image is not None, self.max_length, self.ending)
 
     def _tokens(self, texts: list[str]) -> Sequence[Sized]:
         """Token ids of texts; for a model that is not ours, words stand for them (its tokenizer may be of any kind)."""
@@ -186,8 +187,8 @@ def load_embedder(model: str | Path, max_length: int | None = None, prompt_style
     if Path(model).is_file():
         raise CocoaError(f"model {model}: a file; give the checkpoint's folder or a hub id")
     device = this_process().device
-    if prompt_style == "cocoa" and _model_file(model, "modules.json") is not None:
-        path = _model_file(model, RECORD_NAME)
+    if prompt_style == "cocoa" and model_file(model, "modules.json") is not None:
+        path = model_file(model, RECORD_NAME)
         record = read_record(path.parent) if path else {}
         image = record.get("image", {})
         budget = ImageBudget(tuple(image.get("tokens", DEFAULT_IMAGES.tokens)), image.get("resize", "aspect"))
@@ -199,7 +200,8 @@ def load_embedder(model: str | Path, max_length: int | None = None, prompt_style
                 f"model {model}: cannot be loaded ({str(error).splitlines()[0]}); is it complete?"
             ) from None
         batch_vision_attention(found.transformers_model)
-        return Embedder(found, budget, length, "cocoa" if path else "items", _folder_of(model), record)
+        form, ending = "cocoa" if path else "items", form_of(record).compression_tokens or 1
+        return Embedder(found, budget, length, form, _folder_of(model), record, ending)
     plain = prompt_style == "reference"
     backbone = load_backbone(model, dtype="auto", attention="causal")
     least, most = backbone.images.tokens
@@ -210,19 +212,9 @@ def load_embedder(model: str | Path, max_length: int | None = None, prompt_style
     return Embedder(found, backbone.images, max_length or MAX_LENGTH, prompt_style, _folder_of(model))
 
 
-def _model_file(model: str | Path, name: str) -> Path | None:
-    """A file of a checkpoint folder or hub id, or None where it has no such file."""
-    try:
-        path = load_file_path(str(model), name)
-    except HfHubHTTPError as error:
-        reason = str(error).splitlines()[0]
-        raise CocoaError(f"model {model}: cannot be read ({reason}); give a checkpoint folder or a hub id") from None
-    return Path(path) if path else None
-
-
 def _folder_of(model: str) -> Path | None:
     """The folder of a model whose files are on this machine by now."""
-    path = _model_file(model, "config.json") or _model_file(model, "modules.json")
+    path = model_file(model, "config.json") or model_file(model, "modules.json")
     return path.parent if path else None
 
 

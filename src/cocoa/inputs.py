@@ -161,18 +161,25 @@ def shorten(tokenizer: Any, text: str, tokens: int) -> str:
     return cut(tokenizer, inert(text), tokens)
 
 
-def room(images: ImageBudget, shown: bool, max_length: int) -> int:
-    """Tokens left of `max_length` beside EOS and, if one is shown, the largest image with its two markers."""
-    return max_length - 1 - (images.tokens[1] + 2 if shown else 0)
+def room(images: ImageBudget, shown: bool, max_length: int, ending: int = 1) -> int:
+    """Tokens left of `max_length` beside the ending and, if one is shown, the largest image with its two markers.
+
+    Args:
+        images: the budget of an image.
+        shown: whether there is an image.
+        max_length: tokens of the whole input.
+        ending: tokens that close it: EOS, or the compression tokens.
+    """
+    return max_length - ending - (images.tokens[1] + 2 if shown else 0)
 
 
-def fit_text(tokenizer: Any, side: Side, images: ImageBudget, max_length: int) -> Side:
-    """The side with its text shortened so that image, instruction, text and EOS fit into `max_length`.
+def fit_text(tokenizer: Any, side: Side, images: ImageBudget, max_length: int, ending: int = 1) -> Side:
+    """The side with its text shortened so that image, instruction, text and ending fit into `max_length`.
 
     Raises:
         CocoaError: image and instruction alone do not fit.
     """
-    tokens = room(images, side.image is not None, max_length)
+    tokens = room(images, side.image is not None, max_length, ending)
     if most_tokens(side.prompt()) <= tokens:
         return side
     instruction = inert(side.instruction)

@@ -27,7 +27,7 @@ from transformers import set_seed
 from cocoa.adapters import adapted_layers, add_adapters, describe, merge_adapters
 from cocoa.backbone import Backbone, load_backbone
 from cocoa.catalogue import stage_rows
-from cocoa.checkpoint import LOG_NAME, as_sentence_transformer, read_record, save_checkpoint
+from cocoa.checkpoint import LOG_NAME, as_sentence_transformer, read_record, recorded_form, save_checkpoint
 from cocoa.embedding import Embedder
 from cocoa.errors import CocoaError
 from cocoa.image_files import check_image_files
@@ -35,7 +35,7 @@ from cocoa.pairs import ContentPair, Pair, Side, check_images, hold_out, limit_r
 from cocoa.processes import this_process
 from cocoa.recipe import DTYPES, Recipe, Stage
 from cocoa.sources import load_pairs
-from cocoa.stages import contrastive, eos_bridge, joint_reconstruction
+from cocoa.stages import compression, contrastive, eos_bridge, joint_reconstruction
 from cocoa.stages.reconstruction import Reconstructor
 from cocoa.stages.training import StageArguments, StageTrainer, last_checkpoint
 
@@ -140,16 +140,28 @@ def run_stage(recipe: Recipe, index: int, source: str) -> None:
 def load_stage_backbone(
     recipe: Recipe, stage: Stage, source: str, args: StageArguments, weights: bool = True
 ) -> Backbone:
-    """The backbone with the stage's attention and training budget."""
-    attention = args.attention if isinstance(args, contrastive.ContrastiveArguments) else "bidirectional"
-    return load_backbone(source, stage.image.train(), recipe.load_dtype, attention, weights)
+    """The backbone as the stage reads it (attention, pooling), with its training budget.
+
+    Raises:
+        CocoaError: see `load_backbone`; the message names the stage.
+    """
+    try:
+        form = args.form(recorded_form(source))
+        return load_backbone(source, stage.image.train(), recipe.load_dtype, weights=weights, **form._asdict())
+    except CocoaError as error:
+        raise CocoaError(f"stages.{stage.name}: {error}") from None
 
 
 def add_stage_adapters(recipe: Recipe, backbone: Backbone, args: StageArguments) -> PeftModel | None:
-    """Adapters as the recipe says, with the mask token's row where masks are predicted; None for full tuning."""
+    """Adapters as the recipe says, with the rows of the tokens that the stage brings in; None for full tuning.
+
+    Those are the compression tokens where they are pooled, and the mask token where masks are predicted.
+    """
     if recipe.lora is None:
         return None
-    tokens = [] if isinstance(args, contrastive.ContrastiveArguments) else [backbone.mask_token_id]
+    tokens = backbone.compression_token_ids
+    if isinstance(args, (joint_reconstruction.JointReconstructionArguments, eos_bridge.EosBridgeArguments)):
+        tokens = [backbone.mask_token_id]
     return add_adapters(backbone.model, recipe.lora, tokens)
 
 
@@ -178,11 +190,12 @@ def stage_data(stage: Stage, backbone: Backbone, args: StageArguments) -> StageD
     else:
         found_rows = stage_rows(pairs, stage.name)
         data.rows, reasons = list(found_rows), found_rows.left_out
-        if stage.name == eos_bridge.NAME:
+        if stage.name != joint_reconstruction.NAME:
             kept = []
             for row in data.rows:
-                if eos_bridge.too_long(backbone, row, args.max_length):
-                    reasons.setdefault(row.dataset, Counter())["block A fills max_length"] += 1
+                if _too_long(backbone, row, args):
+                    what = "block A" if stage.name == eos_bridge.NAME else "what is compressed"
+                    reasons.setdefault(row.dataset, Counter())[f"{what} fills max_length"] += 1
                 else:
                     kept.append(row)
             data.rows = kept
@@ -197,6 +210,13 @@ def stage_data(stage: Stage, backbone: Backbone, args: StageArguments) -> StageD
     return data
 
 
+def _too_long(backbone: Backbone, row: ContentPair, args: StageArguments) -> bool:
+    """Whether the part of a row that is never cut leaves no room for what is predicted."""
+    if isinstance(args, compression.CompressionArguments):
+        return compression.too_long(backbone, row, args.max_length, args.prompt)
+    return eos_bridge.too_long(backbone, row, args.max_length)
+
+
 def build_trainer(stage: Stage, backbone: Backbone, data: StageData, args: StageArguments) -> StageTrainer:
     """The stage's trainer over its data.
 
@@ -208,6 +228,8 @@ def build_trainer(stage: Stage, backbone: Backbone, data: StageData, args: Stage
             return joint_reconstruction.build_trainer(backbone, data.rows, args)
         if isinstance(args, eos_bridge.EosBridgeArguments):
             return eos_bridge.build_trainer(backbone, data.rows, args)
+        if isinstance(args, compression.CompressionArguments):
+            return compression.build_trainer(backbone, data.rows, args)
         assert isinstance(args, contrastive.ContrastiveArguments)
         return contrastive.build_trainer(backbone, data.pairs, data.validation, args)
     except CocoaError as error:
@@ -233,12 +255,12 @@ def _finish(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     backbone.model.eval()
-    before = Embedder(as_sentence_transformer(backbone), backbone.images).embed(sides)
+    before = Embedder(as_sentence_transformer(backbone), backbone.images, ending=backbone.ending).embed(sides)
     if adapters is not None:
         backbone.model = merge_adapters(adapters, partial / "adapter")
     for parameter in backbone.model.parameters():  # model.to(...) would round the rotary frequencies too
         parameter.data = parameter.data.to(DTYPES[recipe.dtype])
-    after = Embedder(as_sentence_transformer(backbone), backbone.images).embed(sides)
+    after = Embedder(as_sentence_transformer(backbone), backbone.images, ending=backbone.ending).embed(sides)
     cosine = torch.nn.functional.cosine_similarity(before, after).min().item()
     logger.info("least cosine between embeddings before the merge and as saved: %.6f", cosine)
     backbone.set_image_budget(recipe.image.evaluation())

@@ -25,6 +25,7 @@ from cocoa.pipeline import StageData, load_stage_backbone, stage_data
 from cocoa.preview_cost import estimate_stage, rows_at_once, stage_model, trained_by_place
 from cocoa.preview_samples import Measured, Sample, StageDataset, measure, sample
 from cocoa.recipe import Recipe, Stage
+from cocoa.stages.compression import CompressionArguments, CompressionDataset
 from cocoa.stages.contrastive import ContrastiveArguments, PairDataset
 from cocoa.stages.eos_bridge import EosBridgeArguments, EosBridgeDataset
 from cocoa.stages.joint_reconstruction import JointReconstructionArguments, JointReconstructionDataset
@@ -172,7 +173,7 @@ def _stage(recipe: Recipe, stage: Stage, tflops: float, devices: int) -> StagePr
         name=stage.name,
         rows=_dataset_rows(data),
         schedule=schedule,
-        attention=_attention(args),
+        attention=_attention(backbone, args),
         adapted=adapted,
         trainable=trained_by_place(model),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -190,13 +191,17 @@ def stage_dataset(backbone: Backbone, data: StageData, args: StageArguments) -> 
         return JointReconstructionDataset(data.rows, backbone, args)
     if isinstance(args, EosBridgeArguments):
         return EosBridgeDataset(data.rows, backbone, args)
+    if isinstance(args, CompressionArguments):
+        return CompressionDataset(data.rows, backbone, args)
     assert isinstance(args, ContrastiveArguments)
     return PairDataset(data.pairs, backbone, args)
 
 
 def _schedule(args: StageArguments, names: list[str]) -> Schedule:
     size = args.sub_batch_size if isinstance(args, ContrastiveArguments) else 1
-    sampler = GlobalBatchSampler(names, args.batch_size, args.per_device_train_batch_size, args.seed, size)
+    pieces = (args.batch_size, args.per_device_train_batch_size)
+    sampling = args.dataset_sampling if isinstance(args, ContrastiveArguments) else "proportional"
+    sampler = GlobalBatchSampler(names, *pieces, args.seed, size, dataset_sampling=sampling)
     epoch = sampler.steps_per_epoch
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch)
     usable = sum(len(rows) // size * size for rows in sampler.rows_of.values())
@@ -229,9 +234,13 @@ def _choose(rows: Sequence[Pair | ContentPair], draw: random.Random) -> list[int
     return [index for _, index in sorted(turns, key=lambda item: item[0])[:SAMPLES]]
 
 
-def _attention(args: StageArguments) -> str:
+def _attention(backbone: Backbone, args: StageArguments) -> str:
+    if isinstance(args, CompressionArguments):
+        return f"causal; the dialogue sees the {args.compression_tokens} compression tokens and nothing before them"
     if not isinstance(args, EosBridgeArguments):
-        return args.attention if isinstance(args, ContrastiveArguments) else "bidirectional"
+        pooled = {"lasttoken": "EOS", "mean": "mean of all tokens", "compression": "mean of the compression tokens"}
+        attention, pooling, _ = backbone.form
+        return f"{attention}; embedding: {pooled[pooling]}" if isinstance(args, ContrastiveArguments) else attention
     sees = eos_bridged(torch.tensor([1]), torch.ones(1, 3), args.layout)[0, 0].tolist()
     blocks = ("A", "EOS", "B")
     seen = [" and ".join(b for b, there in zip(blocks, row, strict=True) if there) for row in sees]

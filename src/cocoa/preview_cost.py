@@ -41,7 +41,9 @@ def trained_by_place(model: nn.Module) -> dict[str, int]:
         if name.startswith("patch_decoder."):
             place = "patch decoder"
         elif "trainable_tokens" in name:
-            place = "mask token's row"
+            place = "rows of new tokens"
+        elif "embed_tokens" in name:
+            place = "token embeddings"
         else:
             place = "vision tower" if "visual." in name else "text model"
         places[place] += parameter.numel()
@@ -81,7 +83,7 @@ def estimate_stage(
     patches = backbone.processor.image_processor.merge_size**2  # that the tower takes for a merged token
     tokens, longest = measured.per_row("total"), measured.longest("total")
     image, largest = patches * measured.per_row("image"), patches * measured.longest("image")
-    masked = measured.per_row("masked")
+    predicted = measured.per_row("masked") + measured.per_row("answers")
     reached = any(parameter.requires_grad for parameter in tower)
     stacks = [
         _stack(layers, size, tokens, longest),
@@ -89,7 +91,7 @@ def estimate_stage(
     ]
     if not isinstance(args, ContrastiveArguments):
         head = list(backbone.model.get_output_embeddings().parameters())
-        stacks.append(_stack(head, size._replace(layers=0), masked, longest))
+        stacks.append(_stack(head, size._replace(layers=0), predicted, longest))
     if isinstance(model, Reconstructor) and model.patch_decoder is not None:
         decoder = list(model.patch_decoder.parameters())
         stacks.append(_stack(decoder, size._replace(layers=1), tokens, longest))
@@ -105,7 +107,7 @@ def estimate_stage(
         element_bytes=DTYPES[recipe.dtype].itemsize,
         tuning=tuning,
         rows_at_once=rows,
-        logits=rows * masked * text.vocab_size,
+        logits=rows * predicted * text.vocab_size,
     )
     checkpointing, cached = bool(args.gradient_checkpointing), uses_gradient_cache(args, devices)
     flops = stage_flops(stacks, pairs_seen, checkpointing, cached)

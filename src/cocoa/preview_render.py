@@ -17,14 +17,23 @@ from rich.text import Text
 
 from cocoa.estimate import ASSUMPTIONS
 from cocoa.preview import DatasetRows, Preview, Schedule, StagePreview
-from cocoa.preview_samples import Measured, Sample, Token, visible
+from cocoa.preview_samples import BLOCKS, Measured, Sample, Token, visible
 
 BARS = " ▁▂▃▄▅▆▇█"
 BINS = 32
 MOST_TOKENS = 400
 """Tokens of a sequence that the terminal shows."""
-STYLES = {"control": "dim", "eos": "bold dark_orange", "image": "bold blue", "masked": "bold magenta"}
-LEGEND = "‹word› stands for <|mask|>: hidden from the model, and what it must predict."
+STYLES = {
+    "control": "dim",
+    "eos": "bold dark_orange",
+    "image": "bold blue",
+    "masked": "bold magenta",
+    "answer": "magenta",
+}
+LEGENDS = {
+    "masked": "‹word› stands for <|mask|>: hidden from the model, and what it must predict.",
+    "answer": "What is coloured in a dialogue is predicted, each token from those before it.",
+}
 ESTIMATES = "Estimates, no measurements. What they rest on:"
 
 
@@ -91,8 +100,8 @@ def _stage(stage: StagePreview) -> RenderableType:
     facts.add_row("", measured_line(stage))
     parts: list[RenderableType] = [_rows(stage)]
     parts += [Text(), facts, Text()]
-    if any(token.kind == "masked" for row in stage.samples for part in row.parts for token in part.tokens):
-        parts.append(Text(LEGEND, style="dim"))
+    kinds = {token.kind for row in stage.samples for part in row.parts for token in part.tokens}
+    parts += [Text(legend, style="dim") for kind, legend in LEGENDS.items() if kind in kinds]
     for number, sample in enumerate(stage.samples, 1):
         parts += [Text(), _sample(number, sample)]
     return Group(*parts)
@@ -144,7 +153,7 @@ def _sample(number: int, sample: Sample) -> RenderableType:
         if part.instruction:
             table.add_row("  instruction", Text(visible(part.instruction)))
         for block, tokens in part.blocks():
-            label = {"": "tokens", "EOS": "EOS"}.get(block, f"block {block}")
+            label = BLOCKS.get(block, "tokens")
             table.add_row(f"  {label}", tokens_text(tokens))
     return Group(Text.assemble((f"{number}  ", "bold"), (visible(sample.row_id), "bold")), table)
 

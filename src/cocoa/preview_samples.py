@@ -18,6 +18,7 @@ from cocoa.backbone import Backbone
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.inputs import inert
 from cocoa.pairs import ContentPair, Pair
+from cocoa.stages.compression import dialogue_tokens
 from cocoa.stages.contrastive import FILLER_ID, ContrastiveArguments, PairDataset
 from cocoa.stages.reconstruction import ContentDataset, room_for_text
 from cocoa.stages.training import StageArguments
@@ -26,15 +27,18 @@ StageDataset: TypeAlias = ContentDataset | PairDataset
 """What a stage's trainer reads: of the reconstruction stages, or of the contrastive stage."""
 Sequences = dict[str, dict[str, Tensor]]
 """A row's sequences by name, each with the tensors of `Reconstructor.forward` that it has (no batch axis)."""
-Kind = Literal["text", "control", "eos", "image", "masked"]
-Block = Literal["", "A", "EOS", "B"]
+Kind = Literal["text", "control", "eos", "image", "masked", "answer"]
+Block = Literal["", "A", "EOS", "B", "C", "dialogue"]
+BLOCKS: dict[Block, str] = {"A": "block A", "EOS": "EOS", "B": "block B", "C": "C1 … CK", "dialogue": "dialogue"}
+"""How the parts of a sequence are headed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
     """A token as it is shown; an image's tokens are one.
 
-    `text` is what the model sees, `target` what it must predict in place of a mask.
+    `text` is what the model sees, `target` what it must predict in place of a mask; an `answer` is predicted as it
+    stands. `eos` is what the embedding is made of, compression tokens too, which are shown as one.
     """
 
     id: int
@@ -145,8 +149,9 @@ def encode(backbone: Backbone, messages: list[dict[str, Any]]) -> dict[str, Tens
 def token_counts(sequence: dict[str, Tensor], backbone: Backbone) -> dict[str, int]:
     """How many tokens of a sequence are the image's, how many text (masked ones too), and all of them.
 
-    The total has the control tokens as well: an image's two markers and EOS. A bridged sequence counts
-    `block B` too, a corrupted one its `masked` tokens; both are part of the text.
+    The total has the control tokens as well: an image's two markers and EOS. A bridged sequence counts `block B`
+    too, a corrupted one its `masked` tokens, a dialogue its `answers`; all are part of the text (but for the
+    answers' ends).
     """
     ids = sequence["input_ids"]
     image = int((ids == backbone.model.config.image_token_id).sum())
@@ -156,7 +161,8 @@ def token_counts(sequence: dict[str, Tensor], backbone: Backbone) -> dict[str, i
     if "eos_position" in sequence:
         counts["block B"] = len(ids) - int(sequence["eos_position"]) - 1
     if "labels" in sequence:
-        counts["masked"] = int((sequence["labels"] != IGNORE_INDEX).sum())
+        name = "answers" if "compression_start" in sequence else "masked"
+        counts[name] = int((sequence["labels"] != IGNORE_INDEX).sum())
     return counts | {"total": len(ids)}
 
 
@@ -185,6 +191,9 @@ def is_shortened(row: Pair | ContentPair, found: Sequences, backbone: Backbone, 
         assert isinstance(args, ContrastiveArguments)
         sides = [row.query, row.target, *row.negatives[: args.hard_negatives]]
         return any(inert(backbone.fit_text(side, args.max_length).text) != inert(side.text) for side in sides)
+    if "compression_start" in found["sequence"]:
+        length = int(found["sequence"]["compression_start"]) + backbone.compression_tokens
+        return length + len(dialogue_tokens(backbone, row.turns)[0]) > args.max_length
     room = room_for_text(backbone, args.max_length)
     if "eos_position" in found["sequence"]:
         room = args.max_length - int(found["sequence"]["eos_position"]) - 1
@@ -225,14 +234,17 @@ def tokens_of(sequence: dict[str, Tensor], backbone: Backbone) -> tuple[Token, .
     """The tokens of a sequence, masks with the targets that the labels say, the image as one."""
     ids = sequence["input_ids"].tolist()
     labels = sequence["labels"].tolist() if "labels" in sequence else [IGNORE_INDEX] * len(ids)
-    eos = int(sequence["eos_position"]) if "eos_position" in sequence else None
+    block_of = _blocks(sequence, backbone)
+    closing = set(backbone.compression_token_ids) or {backbone.eos_token_id}
     special = set(backbone.tokenizer.all_special_ids)
     image = picture_of(sequence, backbone)
     shown: list[Token] = []
     for position, (token_id, label) in enumerate(zip(ids, labels, strict=True)):
-        block: Block = "" if eos is None else "A" if position < eos else "B" if position > eos else "EOS"
+        block = block_of[position]
         text = decode(backbone, token_id)
-        if label != IGNORE_INDEX:
+        if label == token_id:
+            shown.append(Token(token_id, text, "answer", block))
+        elif label != IGNORE_INDEX:
             shown.append(Token(token_id, text, "masked", block, 1, label, decode(backbone, label)))
         elif image is not None and token_id == backbone.model.config.image_token_id:
             if shown and shown[-1].kind == "image":
@@ -240,11 +252,28 @@ def tokens_of(sequence: dict[str, Tensor], backbone: Backbone) -> tuple[Token, .
             count = image.columns * image.rows
             text = f"image {image.columns}x{image.rows} tokens"
             shown.append(Token(token_id, text, "image", block, count))
-        elif token_id == backbone.eos_token_id:
-            shown.append(Token(token_id, text, "eos", block))
+        elif token_id in closing:
+            if backbone.compression_tokens and shown and shown[-1].kind == "eos":
+                continue
+            count = backbone.compression_tokens or 1
+            text = f"{count} compression tokens" if backbone.compression_tokens else text
+            shown.append(Token(token_id, text, "eos", block, count))
         else:
             shown.append(Token(token_id, text, "control" if token_id in special else "text", block))
     return tuple(shown)
+
+
+def _blocks(sequence: dict[str, Tensor], backbone: Backbone) -> list[Block]:
+    """The part of the sequence that each token belongs to; empty where a sequence has no parts."""
+    length = len(sequence["input_ids"])
+    parts: list[tuple[Block, int]] = [("", length)]
+    if "eos_position" in sequence:
+        eos = int(sequence["eos_position"])
+        parts = [("A", eos), ("EOS", 1), ("B", length - eos - 1)]
+    elif "compression_start" in sequence:
+        start, count = int(sequence["compression_start"]), backbone.compression_tokens
+        parts = [("A", start), ("C", count), ("dialogue", length - start - count)]
+    return [block for block, size in parts for _ in range(size)]
 
 
 def decode(backbone: Backbone, token_id: int) -> str:

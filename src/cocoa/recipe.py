@@ -23,6 +23,7 @@ from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget
 from cocoa.parsing import as_list, as_mapping, build, check_keys, convert, suggest
 from cocoa.sources import DataConfig
+from cocoa.stages.compression import CompressionArguments
 from cocoa.stages.contrastive import ContrastiveArguments
 from cocoa.stages.eos_bridge import EosBridgeArguments
 from cocoa.stages.joint_reconstruction import JointReconstructionArguments
@@ -31,6 +32,7 @@ from cocoa.stages.training import StageArguments
 STAGES: dict[str, type[StageArguments]] = {
     "joint_reconstruction": JointReconstructionArguments,
     "eos_bridge": EosBridgeArguments,
+    "compression": CompressionArguments,
     "contrastive": ContrastiveArguments,
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

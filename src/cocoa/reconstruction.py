@@ -1,4 +1,4 @@
-"""What is rebuilt from the hidden states: masked tokens (MNTP) and masked patches (MAE).
+"""What is predicted from the hidden states: masked tokens (MNTP), tokens of an answer, masked patches (MAE).
 
 Losses are *sums* with their element counts; the trainer divides by the count of the global batch, so that
 the same batch gives the same gradients on any number of devices and accumulation steps.
@@ -7,6 +7,7 @@ the same batch gives the same gradients on any number of devices and accumulatio
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from cocoa.corruption import IGNORE_INDEX
 
 
 class TokenPrediction(NamedTuple):
-    """The M hidden tokens of a batch and how well they were predicted, in row-major order."""
+    """The M tokens of a batch that are predicted, and how well, in row-major order."""
 
     losses: Tensor
     """(M,) cross-entropy in nats, float32."""
@@ -26,38 +27,40 @@ class TokenPrediction(NamedTuple):
     rows: Tensor
     """(M,) the sequence each token belongs to."""
     positions: Tensor
-    """(M,) the position each token stands at (it was predicted from the one before)."""
+    """(M,) the position each token stands at."""
     likeliest: Tensor
-    """(M,) id of the likeliest token, never the mask token's."""
+    """(M,) id of the likeliest token, never an excluded one."""
 
 
-def masked_next_token_prediction(
-    hidden_states: Tensor, head: nn.Module, labels: Tensor, mask_token_id: int
+def predict_tokens(
+    hidden_states: Tensor, head: nn.Module, labels: Tensor, excluded_ids: Sequence[int], shifted: bool = True
 ) -> TokenPrediction:
-    """Predict each hidden token from the state just before it (MNTP, LLM2Vec; CoCoA stages 1 and 2).
+    """Predict the labelled tokens from the state just before each, through the language model's own head.
 
-    The head is applied to those states alone: at a vocabulary of 152k it would else be most of a step.
-    The mask token is left out of the softmax: it is never a target, and with an untied head its output
-    row is untrained.
+    With masked tokens that is masked next-token prediction (MNTP, LLM2Vec; CoCoA stages 1 and 2), with the tokens
+    of an answer under a causal layout next-token prediction (CoMa). The head is applied to those states alone: at
+    a vocabulary of 152k it would else be most of a step. Tokens of ours are left out of the softmax: they are never
+    a target, and with an untied head their output rows are untrained.
 
     Args:
         hidden_states: (B, T, D) post-norm states of the language model.
         head: the language model's own head, (…, D) -> (…, V).
-        labels: (B, T) original ids of the hidden tokens, `IGNORE_INDEX` elsewhere; column 0 is ignored,
-            since nothing stands before it.
-        mask_token_id: the row of the softmax to leave out.
+        labels: (B, T) ids of the tokens to predict, `IGNORE_INDEX` elsewhere; column 0 is ignored, since nothing
+            stands before it.
+        excluded_ids: rows of the softmax to leave out.
+        shifted: False predicts a token from its own state, as masked language modelling does (MLM; MoCa's code).
 
     Returns:
-        One entry per hidden token; empty tensors where nothing is hidden.
+        One entry per predicted token; empty tensors where there is none.
     """
     rows, before = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)  # (M,), (M,)
-    targets = labels[rows, before + 1]  # (M,)
-    logits = head(hidden_states[rows, before]).float()  # (M, V)
-    excluded = torch.arange(logits.shape[-1], device=logits.device) == mask_token_id
-    logits = logits.masked_fill(excluded, float("-inf"))
+    positions = before + 1
+    targets = labels[rows, positions]  # (M,)
+    logits = head(hidden_states[rows, before if shifted else positions]).float()  # (M, V)
+    logits[:, list(excluded_ids)] = float("-inf")
     losses = F.cross_entropy(logits, targets, reduction="none")
     likeliest = logits.argmax(-1)  # (M,)
-    return TokenPrediction(losses, likeliest == targets, rows, before + 1, likeliest)
+    return TokenPrediction(losses, likeliest == targets, rows, positions, likeliest)
 
 
 class PatchDecoder(nn.Module):

@@ -21,7 +21,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from cocoa.backbone import EOS_TOKEN, MODEL_CLASSES
+from cocoa.backbone import MODEL_CLASSES
+from cocoa.special_tokens import EOS_TOKEN
 
 CONTROL_TOKENS = (
     "<|endoftext|>",

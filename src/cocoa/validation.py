@@ -51,7 +51,7 @@ class InPoolEvaluator(BaseEvaluator):
     def _hit_at_1(self, model: SentenceTransformer, pairs: list[Pair]) -> float:
         targets = {pair.target.content_id(): pair.target for pair in pairs}
         column = {content_id: i for i, content_id in enumerate(targets)}
-        embedder = Embedder(model, self.backbone.images)
+        embedder = Embedder(model, self.backbone.images, ending=self.backbone.ending)
         queries = embedder.embed([pair.query for pair in pairs], self.batch_size)
         pool = embedder.embed(list(targets.values()), self.batch_size)
         own = torch.tensor([column[pair.target.content_id()] for pair in pairs])

@@ -1,4 +1,4 @@
-"""Stage 3, contrastive learning on the EOS token: InfoNCE from query to target, on sentence-transformers' trainer.
+"""Stage 3, contrastive learning on the embedding: InfoNCE from query to target, on sentence-transformers' trainer.
 
 Ours over sentence-transformers: equal targets do not count as negatives (by option), a batch that fits into
 memory is embedded once, rows are drawn by seed alone, and DoRA resumes exactly (`StageTrainer`).
@@ -18,11 +18,19 @@ from sentence_transformers.util import all_gather_with_grad
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cocoa.backbone import Attention, Backbone
+from cocoa.backbone import ATTENTIONS, POOLINGS, Attention, Backbone, Form, Pooling
 from cocoa.checkpoint import as_sentence_transformer
 from cocoa.errors import CocoaError
 from cocoa.pairs import Pair, Side
-from cocoa.stages.training import GlobalBatchSampler, StageArguments, StageTrainer, check_range
+from cocoa.special_tokens import COMPRESSION_TOKENS
+from cocoa.stages.training import (
+    SAMPLINGS,
+    DatasetSampling,
+    GlobalBatchSampler,
+    StageArguments,
+    StageTrainer,
+    check_range,
+)
 from cocoa.validation import InPoolEvaluator
 
 NAME = "contrastive"
@@ -42,7 +50,12 @@ class ContrastiveArguments(StageArguments, SentenceTransformerTrainingArguments)
         temperature: of the softmax.
         sub_batch_size: 1 shuffles all data sets together; 64 fills the batch with runs of 64 of one data set.
         mask_equal_targets: a target with the same text and image as the row's own is no negative.
-        attention: of the text model; `bidirectional` is CoCoA's, `causal` is the plain baseline's.
+        attention: of the text model; `bidirectional` is CoCoA's, `causal` CoMa's and the plain baseline's. Left out,
+            that of a checkpoint of ours stays, and an untouched backbone becomes bidirectional.
+        pooling: `lasttoken` is CoCoA's EOS, `mean` is MoCa's, `compression` CoMa's. Left out, as `attention`.
+        compression_tokens: how many of them, if they are pooled; a checkpoint keeps those it has.
+        dataset_sampling: `proportional` to the rows of each data set, or `uniform`, where each run of
+            `sub_batch_size` rows is of any data set with equal probability (CoMa).
         hard_negatives: how many of a row's own negatives to use, 0 for none.
     """
 
@@ -51,7 +64,10 @@ class ContrastiveArguments(StageArguments, SentenceTransformerTrainingArguments)
     temperature: float = 0.02
     sub_batch_size: int = 1
     mask_equal_targets: bool = True
-    attention: Attention = "bidirectional"
+    attention: Attention | None = None
+    pooling: Pooling | None = None
+    compression_tokens: int | None = None
+    dataset_sampling: DatasetSampling = "proportional"
     hard_negatives: int = 0
     eval_strategy: str = "steps"
     eval_steps: float | None = 0.25
@@ -68,6 +84,16 @@ class ContrastiveArguments(StageArguments, SentenceTransformerTrainingArguments)
                 "contrastive: gradient_accumulation_steps would shrink the pool of negatives; "
                 "lower mini_batch_size instead, which costs no negatives"
             )
+        for name, known in (("attention", ATTENTIONS), ("pooling", POOLINGS), ("dataset_sampling", SAMPLINGS)):
+            if (value := getattr(self, name)) is not None and value not in known:
+                raise CocoaError(f"{name} {value!r}: choose one of {', '.join(known)}")
+
+    def form(self, recorded: Form | None) -> Form:
+        """As said, else as the checkpoint was trained, else CoCoA's."""
+        known = recorded or Form()
+        pooling = self.pooling or known.pooling
+        count = self.compression_tokens or known.compression_tokens or COMPRESSION_TOKENS
+        return Form(self.attention or known.attention, pooling, count if pooling == "compression" else 0)
 
 
 class EqualTargetsLoss(CachedMultipleNegativesRankingLoss):
@@ -225,5 +251,6 @@ def build_trainer(
             args.per_device_train_batch_size,
             args.seed,
             args.sub_batch_size,
+            dataset_sampling=args.dataset_sampling,
         ),
     )

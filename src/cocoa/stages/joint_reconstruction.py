@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -44,11 +45,14 @@ class JointReconstructionArguments(ReconstructionArguments):
         text_mask_ratio: share of the text tokens that are hidden (MNTP).
         patch_mask_ratio: share of the merged patches that are hidden (MAE).
         patch_loss_weight: weight of the patch loss beside the token loss.
+        text_objective: `mntp` predicts a hidden token from the state before it; `mlm` from its own, as the released
+            code of MoCa does.
     """
 
     text_mask_ratio: float = 0.2
     patch_mask_ratio: float = 0.5
     patch_loss_weight: float = 0.5
+    text_objective: Literal["mntp", "mlm"] = "mntp"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,6 +60,8 @@ class JointReconstructionArguments(ReconstructionArguments):
         check_range("patch_mask_ratio", self.patch_mask_ratio, 0, 1)
         if self.patch_loss_weight < 0:
             raise CocoaError(f"patch_loss_weight: {self.patch_loss_weight} must be 0 or more")
+        if self.text_objective not in ("mntp", "mlm"):
+            raise CocoaError(f"text_objective {self.text_objective!r}: choose mntp or mlm")
 
 
 class JointReconstructionDataset(ContentDataset):
@@ -134,7 +140,7 @@ def build_trainer(
     room_for_text(backbone, args.max_length)
     set_seed(args.seed)  # of the decoder's new weights
     decoder = PatchDecoder(backbone.model.model.language_model, backbone.unit_size)
-    model = Reconstructor(backbone, patch_decoder=decoder)
+    model = Reconstructor(backbone, patch_decoder=decoder, shifted=args.text_objective == "mntp")
     weights = {"token": 1.0, "patch": args.patch_loss_weight}
     return ReconstructionTrainer(NAME, model, JointReconstructionDataset(rows, backbone, args), weights)
 

@@ -1,4 +1,4 @@
-"""What joint reconstruction and EOS-bridged reconstruction share: the model around the backbone, and its trainer."""
+"""What the reconstruction stages and compression share: the model around the backbone, and its trainer."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers.trainer_utils import IntervalStrategy
 
-from cocoa.attention import BridgeLayout, bidirectional, eos_bridged
+from cocoa.attention import BridgeLayout, bidirectional, compressed, eos_bridged
 from cocoa.backbone import Backbone
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.errors import CocoaError
 from cocoa.pairs import ContentPair
-from cocoa.reconstruction import PatchDecoder, TokenPrediction, masked_next_token_prediction, patch_loss
+from cocoa.reconstruction import PatchDecoder, TokenPrediction, patch_loss, predict_tokens
 from cocoa.stages.training import GlobalBatchSampler, StageArguments, StageTrainer
 
 Sums = dict[str, tuple[Tensor, Tensor]]
@@ -28,7 +28,7 @@ Sums = dict[str, tuple[Tensor, Tensor]]
 
 @dataclass
 class ReconstructionArguments(StageArguments):
-    """Arguments of the reconstruction stages, over `StageArguments`.
+    """Arguments of the reconstruction stages and of compression, over `StageArguments`.
 
     `ddp_find_unused_parameters` defaults to False: every row has an image and a text, so every weight is used.
 
@@ -57,21 +57,31 @@ class Prediction(NamedTuple):
 class Reconstructor(nn.Module):
     """The backbone under an attention layout, and what rebuilds its hidden elements.
 
+    The batch says which layout: with `eos_position` two blocks are bridged, with `compression_start` a dialogue
+    sees the compression tokens alone; else a sequence is bidirectional.
+
     Args:
         backbone: with its language-model head; adapters, if any, already in place.
-        layout: how EOS bridges two blocks, or None for one bidirectional sequence.
+        layout: how EOS bridges two blocks.
         patch_decoder: rebuilds hidden patches, or None where no patch is hidden.
+        shifted: a token is predicted from the state before it, or from its own (see `predict_tokens`).
     """
 
     def __init__(
-        self, backbone: Backbone, layout: BridgeLayout | None = None, patch_decoder: PatchDecoder | None = None
+        self,
+        backbone: Backbone,
+        layout: BridgeLayout = "published",
+        patch_decoder: PatchDecoder | None = None,
+        shifted: bool = True,
     ) -> None:
         super().__init__()
         self.model = backbone.model
         self.patch_decoder = patch_decoder
         self.layout = layout
+        self.shifted = shifted
         self._rope_positions = backbone.rope_positions
-        self._mask_token_id = backbone.mask_token_id
+        self._compression_tokens = backbone.compression_tokens
+        self._excluded_ids = [backbone.mask_token_id, *backbone.compression_token_ids]
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Recompute the backbone's activations in the backward pass."""
@@ -85,6 +95,7 @@ class Reconstructor(nn.Module):
         pixel_values: Tensor,
         image_grid_thw: Tensor,
         eos_position: Tensor | None = None,
+        compression_start: Tensor | None = None,
         hidden_units: Tensor | None = None,
     ) -> Prediction:
         """One forward pass over the corrupted input, and what it makes of everything hidden.
@@ -92,18 +103,20 @@ class Reconstructor(nn.Module):
         Args:
             input_ids: (B, T) corrupted ids, padded on the right.
             attention_mask: (B, T), 1 on real tokens.
-            labels: (B, T) ids of the hidden tokens, `IGNORE_INDEX` elsewhere.
+            labels: (B, T) ids of the tokens to predict, `IGNORE_INDEX` elsewhere.
             pixel_values: (patches, values) corrupted pixels of all images.
             image_grid_thw: (images, 3).
-            eos_position: (B,) where the bridge stands; only with a bridge layout.
+            eos_position: (B,) where the bridge stands, if there is one.
+            compression_start: (B,) where the compression tokens begin, if a dialogue follows them.
             hidden_units: (B, T) True on image tokens whose patches are hidden; only with a patch decoder.
         """
         positions = self._rope_positions(input_ids, attention_mask, image_grid_thw)
-        if self.layout is None:
-            mask = bidirectional(attention_mask)
-        else:
-            assert eos_position is not None
+        if eos_position is not None:
             mask = eos_bridged(eos_position, attention_mask, self.layout)
+        elif compression_start is not None:
+            mask = compressed(compression_start, self._compression_tokens, attention_mask)
+        else:
+            mask = bidirectional(attention_mask)
         hidden_states = self.model.model(
             input_ids=input_ids,
             attention_mask=mask,
@@ -112,7 +125,7 @@ class Reconstructor(nn.Module):
             image_grid_thw=image_grid_thw,
             use_cache=False,
         ).last_hidden_state
-        tokens = masked_next_token_prediction(hidden_states, self.model.lm_head, labels, self._mask_token_id)
+        tokens = predict_tokens(hidden_states, self.model.lm_head, labels, self._excluded_ids, self.shifted)
         if self.patch_decoder is None:
             return Prediction(tokens, None)
         assert hidden_units is not None
@@ -126,6 +139,7 @@ class Reconstructor(nn.Module):
         pixel_values: Tensor,
         image_grid_thw: Tensor,
         eos_position: Tensor | None = None,
+        compression_start: Tensor | None = None,
         hidden_units: Tensor | None = None,
         target_pixels: Tensor | None = None,
     ) -> Sums:
@@ -138,15 +152,23 @@ class Reconstructor(nn.Module):
             pixel_values: (patches, values).
             image_grid_thw: (images, 3).
             eos_position: (B,).
+            compression_start: (B,).
             hidden_units: (B, T).
             target_pixels: (P, unit_size) pixels of the hidden units.
 
         Returns:
-            Sums and counts: `token` (MNTP), `accuracy`, and `patch` (MAE) or, with a bridge, `first` (the
+            Sums and counts: `token` (cross-entropy), `accuracy`, and `patch` (MAE) or, with a bridge, `first` (the
             first token of block B, decoded from the final state of EOS itself).
         """
         tokens, pixels = self.predict(
-            input_ids, attention_mask, labels, pixel_values, image_grid_thw, eos_position, hidden_units
+            input_ids,
+            attention_mask,
+            labels,
+            pixel_values,
+            image_grid_thw,
+            eos_position,
+            compression_start,
+            hidden_units,
         )
         count = torch.tensor(len(tokens.losses), device=input_ids.device)
         sums = {"token": (tokens.losses.sum(), count), "accuracy": (tokens.correct.sum(), count)}
@@ -188,7 +210,7 @@ class ReconstructionTrainer(StageTrainer):
         self._logged: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, device=self.args.device))
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Any:
-        """(2,) hidden tokens and hidden patch units of the step, over all devices and accumulation steps."""
+        """(2,) predicted tokens and hidden patch units of the step, over all devices and accumulation steps."""
         counts = torch.zeros(2, device=device)
         for batch in batch_samples:
             counts[0] += (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
@@ -279,7 +301,7 @@ def collate(samples: list[dict[str, Tensor]], pad_token_id: int) -> dict[str, Te
         values = [sample[key] for sample in samples]
         if key in fill:
             batch[key] = pad_sequence(values, batch_first=True, padding_value=fill[key])
-        elif key == "eos_position":
+        elif key in ("eos_position", "compression_start"):
             batch[key] = torch.stack(values)
         else:
             batch[key] = torch.cat(values)

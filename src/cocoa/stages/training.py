@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -35,6 +35,7 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
+from cocoa.backbone import Form
 from cocoa.errors import CocoaError
 from cocoa.inputs import MAX_LENGTH
 from cocoa.stages.progress import ProgressLine
@@ -42,6 +43,8 @@ from cocoa.stages.progress import ProgressLine
 logger = logging.getLogger(__name__)
 
 _SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+DatasetSampling = Literal["proportional", "uniform"]
+SAMPLINGS: tuple[str, ...] = get_args(DatasetSampling)
 WEIGHTS_NAME = "trainable.safetensors"
 COMPLETE_NAME = "complete"
 
@@ -92,6 +95,10 @@ class StageArguments(TrainingArguments):
             )
         self.per_device_train_batch_size = self.batch_size // parts
 
+    def form(self, recorded: Form | None) -> Form:
+        """How the stage reads its backbone, given what the record of a checkpoint of ours says, if it is one."""
+        return Form()
+
 
 def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
     """Refuse an argument outside (low, high].
@@ -118,6 +125,8 @@ class GlobalBatchSampler(BatchSampler):
         seed: of the order.
         sub_batch_size: 1 shuffles all rows; n, which divides the batch, fills it with runs of n rows of one data set.
         with_epoch: yield `(epoch, row)` keys, for masks that change with the epoch, instead of rows.
+        dataset_sampling: `proportional` takes each row once an epoch; `uniform` draws the data set of each run with
+            equal probability, so that rows of small ones come again, each time in a new order, in as many steps.
 
     Raises:
         CocoaError: fewer rows than a batch.
@@ -131,10 +140,11 @@ class GlobalBatchSampler(BatchSampler):
         seed: int,
         sub_batch_size: int = 1,
         with_epoch: bool = False,
+        dataset_sampling: DatasetSampling = "proportional",
     ) -> None:
         self.rows_of: dict[str, list[int]] = defaultdict(list)
         for row, dataset in enumerate(datasets):
-            self.rows_of[dataset if sub_batch_size > 1 else ""].append(row)
+            self.rows_of[dataset if sub_batch_size > 1 or dataset_sampling == "uniform" else ""].append(row)
         usable = sum(len(rows) // sub_batch_size * sub_batch_size for rows in self.rows_of.values())
         self.steps_per_epoch = usable // batch_size
         if not self.steps_per_epoch:
@@ -145,6 +155,7 @@ class GlobalBatchSampler(BatchSampler):
         self.seed = seed
         self.sub_batch_size = sub_batch_size
         self.with_epoch = with_epoch
+        self.dataset_sampling = dataset_sampling
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -160,8 +171,10 @@ class GlobalBatchSampler(BatchSampler):
         """The rows of one epoch, a multiple of the global batch."""
         digest = hashlib.blake2b(f"{self.seed}\0order\0{epoch}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
-        runs: list[list[int]] = []
         size = self.sub_batch_size
+        if self.dataset_sampling == "uniform":
+            return self._uniform_order(size, generator)
+        runs: list[list[int]] = []
         for rows in self.rows_of.values():
             shuffled = [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
             runs += [shuffled[i : i + size] for i in range(0, len(rows) // size * size, size)]
@@ -169,6 +182,20 @@ class GlobalBatchSampler(BatchSampler):
             runs = [runs[i] for i in torch.randperm(len(runs), generator=generator).tolist()]
         flat = [row for run in runs for row in run]
         return flat[: self.steps_per_epoch * self.global_batch_size]
+
+    def _uniform_order(self, size: int, generator: torch.Generator) -> list[int]:
+        """Runs of `size` rows, each of a data set drawn with equal probability among those that fill one."""
+        members = [rows for rows in self.rows_of.values() if len(rows) >= size]
+        waiting: list[list[int]] = [[] for _ in members]
+        runs = self.steps_per_epoch * self.global_batch_size // size
+        flat: list[int] = []
+        for drawn in torch.randint(len(members), (runs,), generator=generator).tolist():
+            if len(waiting[drawn]) < size:
+                rows = members[drawn]
+                waiting[drawn] = [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
+            flat += waiting[drawn][:size]
+            del waiting[drawn][:size]
+        return flat
 
 
 class _FollowEpoch(TrainerCallback):

@@ -1,0 +1,137 @@
+"""CoMa's pre-training, compression: K tokens learn to hold of an image what questions on it ask for.
+
+A sequence is the image (with its text, if it has one), a prompt that asks for a summary, the compression
+tokens C1..CK, and a dialogue of several rounds. Attention is causal, and the dialogue sees nothing before C1,
+so that the image reaches an answer only through the compression tokens; the loss is next-token
+cross-entropy on the answers (arXiv 2511.08480).
+
+Departures, where the paper is silent: no role header stands before the image, so that what is compressed
+differs from what is embedded later by the prompt alone; the token that ends an answer is predicted too. The
+released code also trains on the questions and leaves the mask causal; the paper's description is followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cocoa.backbone import Backbone, Form
+from cocoa.corruption import IGNORE_INDEX
+from cocoa.errors import CocoaError
+from cocoa.pairs import ContentPair, Side, Turn
+from cocoa.special_tokens import COMPRESSION_TOKENS, EOS_TOKEN
+from cocoa.stages.reconstruction import ContentDataset, ReconstructionArguments, ReconstructionTrainer, Reconstructor
+from cocoa.stages.training import check_range
+
+NAME = "compression"
+PROMPT = "Summarize the above {content} in a few words."
+"""`{content}` becomes what is compressed: `image`, or `image and text`."""
+_TURN = ("<|im_start|>user\n", f"{EOS_TOKEN}\n<|im_start|>assistant\n", EOS_TOKEN, "\n")
+"""What stands before a question, between it and its answer, and the two parts of what follows the answer."""
+
+
+@dataclass
+class CompressionArguments(ReconstructionArguments):
+    """Arguments of CoMa's pre-training, over `ReconstructionArguments`.
+
+    Args:
+        compression_tokens: K, how many tokens hold the image; 32 is the paper's best of 1 to 64.
+        prompt: what asks for a summary, behind the image and its text; `{content}` becomes what they are.
+    """
+
+    compression_tokens: int = COMPRESSION_TOKENS
+    prompt: str = PROMPT
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("compression_tokens", self.compression_tokens, 0)
+
+    def form(self, recorded: Form | None) -> Form:
+        """Causal, and pooled over the compression tokens."""
+        return Form("causal", "compression", self.compression_tokens)
+
+
+class CompressionDataset(ContentDataset):
+    """What is compressed, the compression tokens, and the dialogue; nothing is hidden, and no epoch differs."""
+
+    args: CompressionArguments
+
+    def sample(self, row: ContentPair, epoch: int) -> dict[str, Tensor]:
+        """Tensors of one row; see `Reconstructor.forward`, without the batch axis."""
+        return converse(self.backbone, row, self.args.max_length, self.args.prompt)
+
+
+def converse(backbone: Backbone, row: ContentPair, max_length: int, prompt: str = PROMPT) -> dict[str, Tensor]:
+    """A row as the input of `Reconstructor.forward`, without batch axis.
+
+    Args:
+        backbone: encodes the row, and closes what is compressed with the compression tokens.
+        row: an image, perhaps with text, and the turns on it.
+        max_length: tokens the sequence may have; the dialogue is cut to fit, what is compressed never.
+        prompt: asks for a summary.
+
+    Raises:
+        CocoaError: no token of an answer fits.
+    """
+    block = backbone.encode_side(to_compress(row.side, prompt))
+    length = len(block["input_ids"])  # compression tokens included
+    ids, labels = dialogue_tokens(backbone, row.turns)
+    ids, labels = ids[: max_length - length], labels[: max_length - length]
+    if all(label == IGNORE_INDEX for label in labels):
+        raise CocoaError(f"what is compressed has {length} tokens, no room for an answer in max_length {max_length}")
+    return {
+        "input_ids": torch.cat([block["input_ids"], torch.tensor(ids)]),
+        "labels": torch.cat([torch.full((length,), IGNORE_INDEX), torch.tensor(labels)]),
+        "pixel_values": block["pixel_values"],
+        "image_grid_thw": block["image_grid_thw"],
+        "compression_start": torch.tensor(length - backbone.compression_tokens),
+    }
+
+
+def to_compress(side: Side, prompt: str) -> Side:
+    """An image, its text if it has one, and the prompt."""
+    asked = prompt.replace("{content}", "image and text" if side.text.strip() else "image")
+    return replace(side, text=f"{side.text.strip()} {asked}".strip())
+
+
+def dialogue_tokens(backbone: Backbone, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
+    """Token ids of a dialogue with its role headers, and labels: the answers' tokens and what ends each.
+
+    The text is the same as Qwen's chat template writes, without a system message.
+    """
+    before, between, end, after = (backbone.tokenizer(text, add_special_tokens=False)["input_ids"] for text in _TURN)
+    ids: list[int] = []
+    labels: list[int] = []
+    for turn in turns:
+        asked = [*(after if ids else ()), *before, *backbone.encode_text(turn.question), *between]
+        answer = [*backbone.encode_text(turn.answer), *end]
+        ids += asked + answer
+        labels += [IGNORE_INDEX] * len(asked) + answer
+    return ids, labels
+
+
+def too_long(backbone: Backbone, row: ContentPair, max_length: int, prompt: str = PROMPT) -> bool:
+    """Whether what is compressed may fill a sequence so that no answer fits: such rows are left out."""
+    text = backbone.encode_text(to_compress(row.side, prompt).prompt())
+    _, labels = dialogue_tokens(backbone, row.turns[:1])
+    asked = labels.count(IGNORE_INDEX)
+    return len(text) + asked >= backbone.room(True, max_length)
+
+
+def build_trainer(backbone: Backbone, rows: Sequence[ContentPair], args: CompressionArguments) -> ReconstructionTrainer:
+    """The trainer of CoMa's pre-training.
+
+    Args:
+        backbone: to be trained, loaded with `pooling="compression"`; adapters (if any) already in place.
+        rows: images with their dialogues, none of them `too_long`.
+        args: of the stage.
+
+    Raises:
+        CocoaError: fewer rows than a batch.
+    """
+    return ReconstructionTrainer(
+        NAME, Reconstructor(backbone), CompressionDataset(rows, backbone, args), {"token": 1.0}
+    )
