@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from cocoa.attention import BRIDGE_LAYOUTS, bidirectional, causal, eos_bridged
+from cocoa.attention import BRIDGE_LAYOUTS, bidirectional, causal, compressed, eos_bridged
 
 
 def grids(mask):
@@ -64,6 +64,37 @@ def test_bidirectional():
             "1110",
             "1110",
             "0001",
+        ],
+    ]
+
+
+def test_compressed():
+    # I I C C Q A unpadded; one I, two C, Q A with a pad on the left; I I I C C with a pad on the right
+    mask = compressed(torch.tensor([2, 2, 3]), 2, padding("111111", "011111", "111110"))
+    assert grids(mask) == [
+        [
+            "100000",
+            "110000",
+            "111000",
+            "111100",
+            "001110",
+            "001111",
+        ],
+        [
+            "100000",
+            "010000",
+            "011000",
+            "011100",
+            "001110",
+            "001111",
+        ],
+        [
+            "100000",
+            "110000",
+            "111000",
+            "111100",
+            "111110",
+            "000001",
         ],
     ]
 

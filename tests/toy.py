@@ -48,10 +48,10 @@ def toy_pairs(n: int, negatives: int = 0, datasets: int = 1) -> list[Pair]:
     ]
 
 
-def with_adapters(backbone: Backbone, dropout: float = 0.1) -> PeftModel:
-    """DoRA on text and tower; the peft handle."""
+def with_adapters(backbone: Backbone, dropout: float = 0.1, tokens: list[int] | None = None) -> PeftModel:
+    """DoRA on text and tower, and the mask token's row, or those of other tokens; the peft handle."""
     lora = Lora(dropout=dropout, vision=VISION[backbone.model.config.model_type])
-    return add_adapters(backbone.model, lora, [backbone.mask_token_id])
+    return add_adapters(backbone.model, lora, tokens or [backbone.mask_token_id])
 
 
 def arguments(cls, folder, **options):

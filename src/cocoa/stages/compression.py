@@ -48,6 +48,8 @@ class CompressionArguments(ReconstructionArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("compression_tokens", self.compression_tokens, 0)
+        if "{" in self.prompt.replace("{content}", ""):
+            raise CocoaError(f"prompt {self.prompt!r}: the only name in braces that is known is {{content}}")
 
     def form(self, recorded: Form | None) -> Form:
         """Causal, and pooled over the compression tokens."""
