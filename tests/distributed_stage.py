@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from test_training import make_trainer
-from toy import with_adapters
+from toy import prepared, with_adapters
 
 from cocoa.backbone import load_backbone
 from cocoa.inputs import ImageBudget
@@ -23,7 +23,7 @@ def save(folder, name):
 stage, backbone_path, folder, resume_at = sys.argv[1:]
 torch.set_num_threads(1)
 torch.manual_seed(0)
-backbone = load_backbone(backbone_path, ImageBudget((4, 16)), attention="bidirectional")
+backbone = prepared(load_backbone(backbone_path, ImageBudget((4, 16)), attention="bidirectional"), stage)
 with_adapters(backbone, dropout=0.0)
 # Plain SGD without clipping: AdamW and clipping would hide a wrong scale of the loss.
 options = {

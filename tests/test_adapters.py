@@ -182,6 +182,29 @@ def test_the_mask_row_trains_without_moving_the_others(variant, tiny_backbone, p
         assert torch.equal(merged.lm_head.weight, head)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_embeddings_train_in_float32(variant, tiny_backbone, pictures, tmp_path, dtype):
+    """CoMa's option: the whole matrix, and a tied head with it; what the layers see keeps the model's dtype."""
+    _, tied = variant
+    backbone = tiny_backbone(*variant)
+    backbone.model.to(dtype)
+    old = backbone.model.get_input_embeddings().weight.detach().float().clone()
+    adapters = add_adapters(backbone.model, cocoa_lora(variant[0], embeddings="all"), [backbone.mask_token_id])
+    weight = backbone.model.get_input_embeddings().weight
+    assert weight.requires_grad and weight.dtype == torch.float32
+    assert (backbone.model.lm_head.weight is weight) == tied
+    ids = torch.arange(len(old))[None]
+    optimizer = torch.optim.SGD([weight], lr=1e-4)
+    states = backbone.model.model(input_ids=ids).last_hidden_state
+    assert states.dtype == dtype
+    states.float().square().mean().backward()
+    optimizer.step()
+    merged = merge_adapters(adapters, tmp_path)
+    new = merged.get_input_embeddings().weight
+    assert ((new - old).abs().amax(1) > 0).float().mean() > 0.9  # in bfloat16 steps of 1e-4 would be lost
+    assert (new - old).abs().max() < 1e-3
+
+
 def test_without_tokens_the_embedding_is_frozen(tiny_backbone):
     adapters = add_adapters(tiny_backbone().model, Lora(text=("q_proj",)), [])
     trainable = [name for name, p in adapters.named_parameters() if p.requires_grad]

@@ -205,7 +205,7 @@ def test_rows_that_leave_no_room_for_an_answer_are_too_long(compressing):
 
 def test_only_adapters_and_the_rows_of_the_compression_tokens_learn(compressing, tmp_path):
     backbone = compressing()
-    with_adapters(backbone, tokens=backbone.compression_token_ids)
+    with_adapters(backbone)
     args = arguments(CompressionArguments, tmp_path, compression_tokens=K, max_steps=2)
     trainer = build_trainer(backbone, rows(8), args)
     embeddings = backbone.model.get_input_embeddings()

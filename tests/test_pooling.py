@@ -167,7 +167,7 @@ def test_the_contrastive_stage_trains_through_its_pooling(saved, variant, tmp_pa
     """Adapters learn (and the compression tokens' rows), the fixed weights of the pooling do not."""
     form = variant[1]
     backbone = load_backbone(saved[variant][1], ImageBudget((4, 16)), **form._asdict())
-    with_adapters(backbone, tokens=backbone.compression_token_ids)
+    with_adapters(backbone)
     args = arguments(ContrastiveArguments, tmp_path, mini_batch_size=3, max_steps=2, **form._asdict())
     trainer = build_trainer(backbone, toy_pairs(8, datasets=2), [], args)
     before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}

@@ -55,8 +55,8 @@ def head():
     return head
 
 
-def numpy_mntp(states, weight, labels, mask_token_id):
-    """The token at i from the state at i - 1; softmax over all tokens but the mask token."""
+def numpy_mntp(states, weight, labels, mask_token_id, before=1):
+    """The token at i from the state at i - before; softmax over all tokens but the mask token."""
     losses, correct = [], []
     others = [token for token in range(len(weight)) if token != mask_token_id]
     for b in range(labels.shape[0]):
@@ -64,17 +64,18 @@ def numpy_mntp(states, weight, labels, mask_token_id):
             target = labels[b, i]
             if target == IGNORE:
                 continue
-            logits = weight @ states[b, i - 1]
+            logits = weight @ states[b, i - before]
             normaliser = sum(np.exp(logits[token]) for token in others)
             losses.append(-np.log(np.exp(logits[target]) / normaliser))
             correct.append(max(others, key=lambda token: logits[token]) == target)
     return losses, correct
 
 
-def test_mntp_equals_numpy(states, head):
-    found = predict_tokens(states, head, LABELS, [MASK])
+@pytest.mark.parametrize("shifted", [True, False])
+def test_mntp_and_mlm_equal_numpy(states, head, shifted):
+    found = predict_tokens(states, head, LABELS, [MASK], shifted)
     losses, correct = numpy_mntp(
-        states.detach().double().numpy(), head.weight.detach().double().numpy(), LABELS.numpy(), MASK
+        states.detach().double().numpy(), head.weight.detach().double().numpy(), LABELS.numpy(), MASK, int(shifted)
     )
     np.testing.assert_allclose(found.losses.detach().numpy(), losses, rtol=1e-5)
     assert found.correct.tolist() == correct

@@ -1,6 +1,7 @@
 """What every stage's training promises: order by seed alone, exact restarts, a global batch."""
 
 import shutil
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -8,21 +9,26 @@ import torch
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
-from toy import arguments, content_rows, toy_pairs, with_adapters
+from toy import arguments, content_rows, dialogues, prepared, toy_pairs, with_adapters
 from transformers import Trainer, TrainerCallback
 
 from cocoa.checkpoint import as_sentence_transformer
 from cocoa.embedding import Embedder
 from cocoa.errors import CocoaError
 from cocoa.pairs import Side
-from cocoa.stages import contrastive, eos_bridge, joint_reconstruction
+from cocoa.stages import compression, contrastive, eos_bridge, joint_reconstruction
 from cocoa.stages.reconstruction import ReconstructionTrainer
 from cocoa.stages.training import GlobalBatchSampler, StageArguments, StageTrainer, last_checkpoint, trainable
 
-STAGES = ["joint_reconstruction", "eos_bridge", "contrastive"]
+STAGES = ["joint_reconstruction", "eos_bridge", "compression", "contrastive", "matching"]
+"""`matching` is the contrastive stage on compression tokens."""
 
 
 def make_trainer(stage, backbone, folder, rows=20, **options):
+    prepared(backbone, stage)
+    if stage == "compression":
+        args = arguments(compression.CompressionArguments, folder, compression_tokens=4, **options)
+        return compression.build_trainer(backbone, dialogues(rows), args)
     if stage == "joint_reconstruction":
         args = arguments(joint_reconstruction.JointReconstructionArguments, folder, **options)
         return joint_reconstruction.build_trainer(backbone, content_rows(rows, False), args)
@@ -78,6 +84,24 @@ def test_sub_batches_are_homogeneous():
     assert {"a", "b"} == set().union(*kinds)
 
 
+def test_uniform_sampling_draws_small_data_sets_as_often_as_large_ones():
+    """The small one's rows come again in a new order; each run is of one data set, whatever the pieces."""
+    datasets = ["large"] * 4000 + ["small"] * 20 + ["tiny"] * 3
+    options = {"seed": 1, "sub_batch_size": 4, "dataset_sampling": "uniform"}
+    sampler = GlobalBatchSampler(datasets, 16, 16, **options)
+    order = sampler.order(0)
+    assert len(order) == len(GlobalBatchSampler(datasets, 16, 16, seed=1, sub_batch_size=4).order(0))
+    runs = [order[i : i + 4] for i in range(0, len(order), 4)]
+    assert all(len(set(run)) == 4 and len({datasets[row] for row in run}) == 1 for run in runs)
+    drawn = Counter(datasets[row] for row in order)
+    assert drawn.keys() == {"large", "small"}  # three rows fill no run of four
+    assert drawn["small"] == pytest.approx(len(order) / 2, rel=0.1)
+    small = [row for row in order if datasets[row] == "small"]
+    assert sorted(small[:20]) == sorted(small[20:40]) == list(range(4000, 4020)) and small[:20] != small[20:40]
+    pieces = GlobalBatchSampler(datasets, 16, 2, **options)
+    assert steps_of(sampler, 1) == steps_of(pieces, 8) and order != sampler.order(1)
+
+
 def test_keys_carry_the_epoch():
     sampler = GlobalBatchSampler(["a"] * 8, 4, 4, seed=1, with_epoch=True)
     sampler.epoch = 5
@@ -109,7 +133,7 @@ def test_worker_count_changes_nothing(tiny_backbone, tmp_path, stage):
 # ------------------------------------------------------------------------------------------- global batch
 
 
-@pytest.mark.parametrize("stage", ["joint_reconstruction", "eos_bridge"])
+@pytest.mark.parametrize("stage", ["joint_reconstruction", "eos_bridge", "compression"])
 def test_eight_by_one_equals_one_by_eight(tiny_backbone, tmp_path, stage):
     results = []
     for accumulation in (1, 8):
@@ -130,7 +154,7 @@ def test_eight_by_one_equals_one_by_eight(tiny_backbone, tmp_path, stage):
 def test_gradient_checkpointing_changes_nothing(tiny_backbone, tmp_path, stage, tuning):
     results = []
     for checkpointing in (False, True):
-        backbone = tiny_backbone()
+        backbone = prepared(tiny_backbone(), stage)
         if tuning == "dora":
             torch.manual_seed(0)
             with_adapters(backbone)
@@ -177,12 +201,12 @@ class KillAt(TrainerCallback):
 def test_killed_and_resumed_equals_uninterrupted(tiny_backbone, tmp_path, stage, tuning):
     """Bit for bit, over an epoch's end, with dropout and (where allowed) accumulation."""
     options = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "weight_decay": 0.1}
-    if stage != "contrastive":
+    if stage not in ("contrastive", "matching"):
         options["gradient_accumulation_steps"] = 2
 
     def trainer(folder):
         torch.manual_seed(0)
-        backbone = tiny_backbone()
+        backbone = prepared(tiny_backbone(), stage)
         if tuning == "dora":
             with_adapters(backbone)
         return make_trainer(stage, backbone, tmp_path / folder, **options)
@@ -303,6 +327,18 @@ def test_a_finished_training_takes_no_step_when_started_again(tiny_backbone, tmp
         (contrastive.ContrastiveArguments, {"temperature": 0.0}, "temperature: 0.0 must be above 0"),
         (contrastive.ContrastiveArguments, {"mini_batch_size": 0}, "mini_batch_size: 0"),
         (contrastive.ContrastiveArguments, {"sub_batch_size": 0}, "sub_batch_size: 0"),
+        (contrastive.ContrastiveArguments, {"pooling": "max"}, "pooling 'max': choose one of lasttoken, mean, compr"),
+        (
+            contrastive.ContrastiveArguments,
+            {"attention": "both"},
+            "attention 'both': choose one of bidirectional, causal",
+        ),
+        (contrastive.ContrastiveArguments, {"dataset_sampling": "even"}, "dataset_sampling 'even': choose one of prop"),
+        (
+            joint_reconstruction.JointReconstructionArguments,
+            {"text_objective": "ntp"},
+            "text_objective 'ntp': choose mntp",
+        ),
         (eos_bridge.EosBridgeArguments, {"layout": "loose"}, "layout 'loose': choose one of published, strict"),
         (eos_bridge.EosBridgeArguments, {"save_only_model": True}, "would make a restart inexact"),
         (eos_bridge.EosBridgeArguments, {"fsdp": True}, "FSDP and DeepSpeed are not supported yet"),

@@ -7,8 +7,9 @@ from peft import PeftModel
 from PIL import Image
 
 from cocoa.adapters import Lora, add_adapters
-from cocoa.backbone import Backbone
-from cocoa.pairs import ContentPair, Pair, Side
+from cocoa.backbone import Backbone, set_attention
+from cocoa.pairs import ContentPair, Pair, Side, Turn
+from cocoa.special_tokens import close_with_compression_tokens
 
 WORDS = ["red", "green", "blue", "cat", "dog", "rocket", "coffee", "cup", "table", "sky", "moon", "star"]
 VISION = {"qwen2_vl": ("qkv", "fc1", "fc2"), "qwen2_5_vl": ("qkv", "gate_proj", "up_proj", "down_proj")}
@@ -48,10 +49,31 @@ def toy_pairs(n: int, negatives: int = 0, datasets: int = 1) -> list[Pair]:
     ]
 
 
-def with_adapters(backbone: Backbone, dropout: float = 0.1, tokens: list[int] | None = None) -> PeftModel:
-    """DoRA on text and tower, and the mask token's row, or those of other tokens; the peft handle."""
+def with_adapters(backbone: Backbone, dropout: float = 0.1) -> PeftModel:
+    """DoRA on text and tower, and the rows of the compression tokens, or the mask token's; the peft handle."""
     lora = Lora(dropout=dropout, vision=VISION[backbone.model.config.model_type])
-    return add_adapters(backbone.model, lora, tokens or [backbone.mask_token_id])
+    return add_adapters(backbone.model, lora, backbone.compression_token_ids or [backbone.mask_token_id])
+
+
+def prepared(backbone: Backbone, stage: str, count: int = 4) -> Backbone:
+    """The backbone as the stage reads it: through compression tokens for `compression` and `matching`."""
+    if stage in ("compression", "matching") and not backbone.compression_tokens:
+        embeddings = backbone.model.get_input_embeddings().weight
+        close_with_compression_tokens(embeddings, backbone.processor, count, backbone.name)
+        backbone.pooling, backbone.compression_tokens = "compression", count
+        set_attention(backbone.model.config, "causal")
+    return backbone
+
+
+def dialogues(n: int) -> list[ContentPair]:
+    """Rows of compression: images with one to three turns."""
+    turns = [
+        Turn(question, answer) for question, answer in zip(captions(3 * n, 4, 2), captions(3 * n, 2, 3), strict=True)
+    ]
+    images = pictures(n)
+    return [
+        ContentPair(Side(image=images[i]), "", f"toy/{i}", tuple(turns[3 * i : 3 * i + 1 + i % 3])) for i in range(n)
+    ]
 
 
 def arguments(cls, folder, **options):
