@@ -54,9 +54,9 @@ def write(folder: Path, rows: int) -> None:
 
 def read(folder: Path, stage: str) -> dict[str, float]:
     """Rows, seconds and peak memory of reading the data of a stage in this process."""
-    from cocoa.pipeline import stage_data
     from cocoa.recipe import Stage
     from cocoa.sources import DataConfig
+    from cocoa.stage_data import stage_data
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()

@@ -6,8 +6,8 @@ from toy import arguments, content_rows
 
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.pairs import ContentPair, Side
+from cocoa.stages.content import collate
 from cocoa.stages.eos_bridge import WHOLE_UP_TO, EosBridgeArguments, EosBridgeDataset, build_trainer, too_long
-from cocoa.stages.reconstruction import collate
 
 ARCHITECTURES = ["qwen2_vl", "qwen2_5_vl"]
 LAYOUTS = ["published", "strict"]

@@ -23,8 +23,9 @@ from cocoa.checkpoint import read_record
 from cocoa.embedding import Embedder, load_embedder
 from cocoa.errors import CocoaError
 from cocoa.pairs import Side
-from cocoa.pipeline import StageData, train
+from cocoa.pipeline import train
 from cocoa.recipe import parse_recipe
+from cocoa.stage_data import StageData
 
 FOLDERS = ("1-joint_reconstruction", "2-eos_bridge", "final")
 VARIANTS = [("qwen2_vl", "full"), ("qwen2_5_vl", "full"), ("qwen2_vl", "dora"), ("qwen2_5_vl", "dora")]

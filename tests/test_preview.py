@@ -21,12 +21,14 @@ from cocoa.corruption import IGNORE_INDEX
 from cocoa.errors import CocoaError
 from cocoa.estimate import ASSUMPTIONS
 from cocoa.pairs import Side
-from cocoa.pipeline import build_trainer, load_stage_backbone, stage_data
+from cocoa.pipeline import build_trainer, load_stage_backbone
 from cocoa.preview import SAMPLES, Schedule, preview
 from cocoa.preview_html import to_html
+from cocoa.preview_pictures import picture_of
 from cocoa.preview_render import Histogram, duration, epoch_line, percent, short, show, size, tokens_text
-from cocoa.preview_samples import Token, encode, picture_of, visible
+from cocoa.preview_samples import Token, encode, visible
 from cocoa.recipe import parse_recipe
+from cocoa.stage_data import stage_data
 from cocoa.stages.training import trainable
 
 JOINT, BRIDGE, CONTRASTIVE = 0, 1, 2

@@ -14,7 +14,7 @@ from cocoa.corruption import IGNORE_INDEX
 from cocoa.errors import CocoaError
 from cocoa.pairs import ContentPair, Side
 from cocoa.pipeline import train
-from cocoa.preview_samples import picture_of, to_image
+from cocoa.preview_pictures import picture_of, to_image
 from cocoa.rebuild import rebuild_images, rebuild_texts, swapped, words_of
 from cocoa.recipe import parse_recipe
 from cocoa.stages import eos_bridge, joint_reconstruction

@@ -50,7 +50,7 @@ def write(folder, content):
 def test_a_recipe_says_what_it_says_and_defaults_say_the_rest(tmp_path):
     recipe = load_recipe(write(tmp_path, CONTENT))
     assert (recipe.backbone, recipe.output_dir, recipe.seed) == (CONTENT["backbone"], Path("runs/test"), 7)
-    assert [stage.name for stage in recipe.stages] == list(STAGES)
+    assert [stage.name for stage in recipe.stages] == ["joint_reconstruction", "eos_bridge", "contrastive"]
     assert recipe.lora == Lora(r=16, vision=("qkv",))
     assert (recipe.image.train().tokens, recipe.image.evaluation().tokens) == ((4, 64), (4, 576))
     assert recipe.image.train().resize == recipe.image.evaluation().resize == "square"

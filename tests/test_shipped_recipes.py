@@ -7,8 +7,9 @@ import torch
 import yaml
 
 from cocoa.adapters import add_adapters
-from cocoa.pipeline import build_trainer, load_stage_backbone, stage_data
+from cocoa.pipeline import build_trainer, load_stage_backbone
 from cocoa.recipe import STAGES, load_recipe
+from cocoa.stage_data import stage_data
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 

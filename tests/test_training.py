@@ -18,7 +18,8 @@ from cocoa.errors import CocoaError
 from cocoa.pairs import Side
 from cocoa.stages import compression, contrastive, eos_bridge, joint_reconstruction
 from cocoa.stages.reconstruction import ReconstructionTrainer
-from cocoa.stages.training import GlobalBatchSampler, StageArguments, StageTrainer, last_checkpoint, trainable
+from cocoa.stages.sampling import GlobalBatchSampler
+from cocoa.stages.training import StageArguments, StageTrainer, last_checkpoint, trainable
 
 STAGES = ["joint_reconstruction", "eos_bridge", "compression", "contrastive", "matching"]
 """`matching` is the contrastive stage on compression tokens."""

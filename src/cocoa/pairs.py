@@ -120,7 +120,8 @@ class ContentPair:
         return int(self.row_id.rpartition("/")[2])
 
 
-CONTENT_STAGES = ("joint_reconstruction", "eos_bridge", "compression")
+CONTENT_STAGES = ("joint_reconstruction", "eos_bridge")
+"""Stages that rebuild a content text; the table of data sets has a rule for each."""
 
 
 def content_pairs(pair: Pair, stage: str, rule: str = "auto") -> ContentPair | str:
@@ -136,14 +137,16 @@ def content_pairs(pair: Pair, stage: str, rule: str = "auto") -> ContentPair | s
             takes its own text, or else the query's. Two images have no text in common, so they give nothing
             to joint reconstruction. The bridge goes from the query if it has an image, else from the target.
     """
-    if stage not in CONTENT_STAGES:
-        raise ValueError(f"{stage!r} rebuilds nothing; content_pairs is for {' and '.join(CONTENT_STAGES)}")
     if stage == "compression":
         if not pair.dialogue:
             return "no dialogue"
         if pair.query.image is None:
             return "no image"
         return ContentPair(replace(pair.query, instruction=""), "", pair.row_id, pair.dialogue)
+    if stage not in CONTENT_STAGES:
+        raise ValueError(
+            f"{stage!r} rebuilds nothing; content_pairs is for {', '.join(CONTENT_STAGES)} and compression"
+        )
     if rule == "auto":
         if stage == "eos_bridge":
             rule = "query -> target_text" if pair.query.image is not None else "target -> query_text"

@@ -21,16 +21,18 @@ from cocoa.backbone import Backbone
 from cocoa.errors import CocoaError
 from cocoa.estimate import Estimate
 from cocoa.pairs import ContentPair, Pair
-from cocoa.pipeline import StageData, load_stage_backbone, stage_data
+from cocoa.pipeline import load_stage_backbone
 from cocoa.preview_cost import estimate_stage, rows_at_once, stage_model, trained_by_place
 from cocoa.preview_samples import Measured, Sample, StageDataset, measure, sample
 from cocoa.recipe import Recipe, Stage
+from cocoa.stage_data import StageData, stage_data
 from cocoa.stages.compression import CompressionArguments, CompressionDataset
+from cocoa.stages.content import room_for_text
 from cocoa.stages.contrastive import ContrastiveArguments, PairDataset
 from cocoa.stages.eos_bridge import EosBridgeArguments, EosBridgeDataset
 from cocoa.stages.joint_reconstruction import JointReconstructionArguments, JointReconstructionDataset
-from cocoa.stages.reconstruction import room_for_text
-from cocoa.stages.training import GlobalBatchSampler, StageArguments
+from cocoa.stages.sampling import GlobalBatchSampler
+from cocoa.stages.training import StageArguments
 
 SAMPLES = 5
 """Rows shown a stage."""

@@ -23,10 +23,11 @@ from cocoa.corruption import IGNORE_INDEX, row_generator
 from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget
 from cocoa.pairs import ContentPair, Side
-from cocoa.preview_samples import picture_of, to_image
+from cocoa.preview_pictures import picture_of, to_image
 from cocoa.reconstruction import patch_loss
 from cocoa.stages import eos_bridge, joint_reconstruction
-from cocoa.stages.reconstruction import Reconstructor, collate
+from cocoa.stages.content import collate
+from cocoa.stages.reconstruction import Reconstructor
 
 
 @dataclass(frozen=True, slots=True)

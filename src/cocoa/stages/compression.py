@@ -23,7 +23,8 @@ from cocoa.corruption import IGNORE_INDEX
 from cocoa.errors import CocoaError
 from cocoa.pairs import ContentPair, Side, Turn
 from cocoa.special_tokens import COMPRESSION_TOKENS, EOS_TOKEN
-from cocoa.stages.reconstruction import ContentDataset, ReconstructionArguments, ReconstructionTrainer, Reconstructor
+from cocoa.stages.content import ContentDataset, ReconstructionArguments
+from cocoa.stages.reconstruction import ReconstructionTrainer, Reconstructor
 from cocoa.stages.training import check_range
 
 NAME = "compression"

@@ -23,14 +23,8 @@ from cocoa.checkpoint import as_sentence_transformer
 from cocoa.errors import CocoaError
 from cocoa.pairs import Pair, Side
 from cocoa.special_tokens import COMPRESSION_TOKENS
-from cocoa.stages.training import (
-    SAMPLINGS,
-    DatasetSampling,
-    GlobalBatchSampler,
-    StageArguments,
-    StageTrainer,
-    check_range,
-)
+from cocoa.stages.sampling import SAMPLINGS, DatasetSampling, GlobalBatchSampler
+from cocoa.stages.training import StageArguments, StageTrainer, check_range
 from cocoa.validation import InPoolEvaluator
 
 NAME = "contrastive"

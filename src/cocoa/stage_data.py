@@ -1,0 +1,85 @@
+"""What a stage trains on: the pairs of its data that it can use, and the reasons for those that it cannot."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+from cocoa.backbone import Backbone
+from cocoa.catalogue import stage_rows
+from cocoa.errors import CocoaError
+from cocoa.image_files import check_image_files
+from cocoa.pairs import ContentPair, Pair, Side, check_images, hold_out, limit_rows
+from cocoa.recipe import Stage
+from cocoa.sources import load_pairs
+from cocoa.stages import compression, contrastive, eos_bridge, joint_reconstruction
+from cocoa.stages.training import StageArguments
+
+
+@dataclass
+class StageData:
+    """The rows a stage trains on, and what was left out by data set and reason.
+
+    Exactly one of `rows` (reconstruction) and `pairs` (contrastive) is filled.
+    """
+
+    rows: list[ContentPair] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
+    validation: list[Pair] = field(default_factory=list)
+    left_out: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def datasets(self) -> Counter[str]:
+        """Rows kept, by data set."""
+        return Counter(row.dataset for row in (self.rows or self.pairs))
+
+
+def stage_data(stage: Stage, backbone: Backbone, args: StageArguments) -> StageData:
+    """Read the pairs of a stage, hold rows out for validation, and choose what the stage can use.
+
+    Raises:
+        CocoaError: a mistake in the data, a missing image, or no row that the stage can use.
+    """
+    # Every stage holds out the same rows, so they are chosen before a stage's own limit is applied.
+    found = load_pairs(replace(stage.data, max_rows_per_subset=None), args.seed)
+    pairs, validation = hold_out(found.pairs, stage.data.validation_rows, args.seed)
+    pairs = limit_rows(pairs, stage.data.max_rows_per_subset, args.seed)
+    left_out = {dataset: Counter(reasons) for dataset, reasons in found.left_out.items()}
+    data = StageData(validation=validation, left_out=left_out)
+    if stage.name == contrastive.NAME:
+        data.validation = [pair for pair in validation if pair.target != Side()]
+        for pair in pairs:
+            if pair.target == Side():
+                left_out.setdefault(pair.dataset, Counter())["a dialogue without a caption has no target"] += 1
+            elif all(backbone.fits(side, args.max_length) for side in (pair.query, pair.target, *pair.negatives)):
+                data.pairs.append(pair)
+            else:
+                left_out.setdefault(pair.dataset, Counter())["image and instruction fill max_length"] += 1
+        check_images([*pairs, *validation])
+    else:
+        found_rows = stage_rows(pairs, stage.name)
+        data.rows, reasons = list(found_rows), found_rows.left_out
+        if stage.name != joint_reconstruction.NAME:
+            kept = []
+            for row in data.rows:
+                if _too_long(backbone, row, args):
+                    what = "block A" if stage.name == eos_bridge.NAME else "what is compressed"
+                    reasons.setdefault(row.dataset, Counter())[f"{what} fills max_length"] += 1
+                else:
+                    kept.append(row)
+            data.rows = kept
+        for dataset, counts in reasons.items():
+            left_out.setdefault(dataset, Counter()).update(counts)
+        check_image_files(
+            (row.side.image, row.dataset, row.row) for row in data.rows if isinstance(row.side.image, str)
+        )
+    if not data.datasets():
+        reasons_text = "; ".join(f"{d}: {dict(r)}" for d, r in left_out.items()) or "the data is empty"
+        raise CocoaError(f"stages.{stage.name}: no row of the data can be used ({reasons_text})")
+    return data
+
+
+def _too_long(backbone: Backbone, row: ContentPair, args: StageArguments) -> bool:
+    """Whether the part of a row that is never cut leaves no room for what is predicted."""
+    if isinstance(args, compression.CompressionArguments):
+        return compression.too_long(backbone, row, args.max_length, args.prompt)
+    return eos_bridge.too_long(backbone, row, args.max_length)
