@@ -155,7 +155,45 @@ def scenes(
     from cocoa.scenes.write import write_scenes
 
     write_scenes(output, seed, pairs, queries, progress=console.is_terminal)
-    console.print(f"done: [bold]{escape(str(output))}[/bold] (MMEB-train, MMEB-eval)", soft_wrap=True)
+    console.print(
+        f"done: [bold]{escape(str(output))}[/bold] (MMEB-train, MMEB-eval, dialogues.parquet)", soft_wrap=True
+    )
+
+
+@app.command()
+def dialogues(
+    model: Annotated[str, typer.Argument(help="Hub id or folder of a multimodal LLM, or mini-qwen2-vl.")],
+    source: Annotated[Path, typer.Argument(help="Folder of images or parquet files; or a file that lists images.")],
+    *,
+    output: Annotated[Path, typer.Option(help="Where dialogues.parquet and summary.json are written.")],
+    write: Annotated[str, typer.Option(help="dialogues, captions (of images without one), or both.")] = "dialogues",
+    questions: Annotated[int, typer.Option(help="Asked for an image.")] = 4,
+    batch_size: Annotated[int, typer.Option(help="Images that are asked about at once.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(help="Of a reply; a longer one is dropped.")] = 256,
+    image_tokens: Annotated[int, typer.Option(help="Larger images are shrunk to as many, 28 x 28 px each.")] = 1024,
+    temperature: Annotated[float, typer.Option(help="Of the questions; answers and captions are greedy.")] = 0.7,
+    seed: Annotated[int, typer.Option(help="Of the questions.")] = 0,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE.yaml", help="Other prompts: questions, answer, caption.")
+    ] = None,
+) -> None:
+    """Let a multimodal LLM write CoMa's conversations, or captions, over images. A stopped run goes on."""
+    from cocoa.conversations import load_prompts
+    from cocoa.dialogues import FILE_NAME, SUMMARY_NAME, Settings, write_dialogues
+    from cocoa.processes import leave
+
+    said = load_prompts(model, prompts)
+    options = (write, questions, batch_size, max_new_tokens, image_tokens, temperature, seed)
+    summary = write_dialogues(Settings(model, str(source), said, *options), output)
+    leave()
+    if _is_main_process():
+        images, turns, captions = (summary[key] for key in ("images", "turns", "captions"))
+        console.print(
+            f"{images['kept']} of {images['found']} images, {turns['kept']} turns, {captions['kept']} captions; "
+            f"what was left out and why: {escape(str(output / SUMMARY_NAME))}",
+            soft_wrap=True,
+        )
+        console.print(f"done: [bold]{escape(str(output / FILE_NAME))}[/bold]", soft_wrap=True)
 
 
 @app.command()

@@ -146,7 +146,7 @@ def _csv_pairs(path: Path, root: str) -> Iterator[Pair]:
 
 def _json_pairs(path: Path, root: str) -> Iterator[Pair]:
     mmeb_pair = pair_reader(path.stem, lambda image: os.path.join(root, image))
-    records = _parquet_records if path.suffix == ".parquet" else _json_records
+    records = _parquet_records if path.suffix == ".parquet" else json_records
     for row, where, record in records(path):
         if not isinstance(record, dict):
             raise CocoaError(f"{where}: not a JSON object; write one pair a line")
@@ -162,21 +162,21 @@ def _json_pairs(path: Path, root: str) -> Iterator[Pair]:
         elif keys & {"image_path", "caption", "dialogue"}:
             _check_keys(record, ("image_path", "caption", "dialogue"), where)
             query = _side({"image": record.get("image_path")}, root, f"{where}, image_path")
-            turns = _turns(record.get("dialogue"), f"{where}, dialogue")
-            spoken = not _text(record, "caption", where) and turns
+            turns = read_turns(record.get("dialogue"), f"{where}, dialogue")
+            spoken = not read_text(record, "caption", where) and turns
             target = Side() if spoken else _side({"text": record.get("caption")}, root, f"{where}, caption")
             yield Pair(query, target, (), path.stem, row, turns)
         else:
             _check_keys(record, (*TRAIN_COLUMNS, *NEGATIVE_COLUMNS), where)
             for key in TRAIN_COLUMNS:
-                _text(record, key, where)
+                read_text(record, key, where)
             pair = mmeb_pair(record, row)
             if isinstance(pair, str):
                 raise CocoaError(f"{where}: {pair}: neither text nor image; fill it in or drop the row")
             yield pair
 
 
-def _json_records(path: Path) -> Iterator[tuple[int, str, Any]]:
+def json_records(path: Path) -> Iterator[tuple[int, str, Any]]:
     """(number from 1, where it stands, parsed record) of a JSON list or of the non-empty lines of JSONL."""
     with path.open(encoding="utf-8-sig") as file:
         start = file.readline()
@@ -200,7 +200,7 @@ def _json_records(path: Path) -> Iterator[tuple[int, str, Any]]:
 
 
 def _parquet_records(path: Path) -> Iterator[tuple[int, str, Any]]:
-    """As `_json_records`, the rows of a parquet file, counted from 1."""
+    """As `json_records`, the rows of a parquet file, counted from 1."""
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
@@ -212,7 +212,7 @@ def _parquet_records(path: Path) -> Iterator[tuple[int, str, Any]]:
             yield number, f"{path}, row {number}", record
 
 
-def _turns(value: Any, where: str) -> tuple[Turn, ...]:
+def read_turns(value: Any, where: str) -> tuple[Turn, ...]:
     """A conversation, checked: every question and every answer is there."""
     if value is not None and not isinstance(value, list):
         raise CocoaError(f"{where}: not a list; write [{{question, answer}}, ...]")
@@ -221,7 +221,7 @@ def _turns(value: Any, where: str) -> tuple[Turn, ...]:
         if not isinstance(turn, dict):
             raise CocoaError(f"{where}, turn {number}: not an object; write {{question, answer}}")
         _check_keys(turn, Turn._fields, f"{where}, turn {number}")
-        said = Turn(*(_text(turn, key, f"{where}, turn {number}") for key in Turn._fields))
+        said = Turn(*(read_text(turn, key, f"{where}, turn {number}") for key in Turn._fields))
         if not all(said):
             raise CocoaError(f"{where}, turn {number}: question or answer is empty; fill it in or drop the turn")
         turns.append(said)
@@ -232,13 +232,14 @@ def _side(value: Any, root: str, where: str) -> Side:
     if not isinstance(value, dict):
         raise CocoaError(f"{where}: not an object; write {{{', '.join(SIDE_KEYS)}}}, any of them left out")
     _check_keys(value, SIDE_KEYS, where)
-    text, image, instruction = (_text(value, key, where) for key in SIDE_KEYS)
+    text, image, instruction = (read_text(value, key, where) for key in SIDE_KEYS)
     if not text and not image:
         raise CocoaError(f"{where}: neither text nor image; fill it in or drop the row")
     return Side(instruction, text, os.path.join(root, image) if image else None)
 
 
-def _text(record: dict[str, Any], key: str, where: str) -> str:
+def read_text(record: dict[str, Any], key: str, where: str) -> str:
+    """A record's text under a key, checked to be text; empty where there is none."""
     value = record.get(key)
     if value is not None and not isinstance(value, str):
         raise CocoaError(f"{where}: {key} is {value!r}, not text; put it in double quotes")

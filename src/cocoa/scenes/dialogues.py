@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from cocoa.pairs import Turn
-from cocoa.scenes.language import HELD_OUT_STYLES, STYLES, TEMPLATES, Question, ask, caption
+from cocoa.scenes.language import ATTRIBUTE_KINDS, HELD_OUT_STYLES, STYLES, TEMPLATES, Question, ask, caption
 from cocoa.scenes.world import Scene
 
 REQUESTS = {
@@ -20,6 +20,8 @@ REQUESTS = {
 """What a user says to get a caption, by its style."""
 ASK_QUESTIONS = "ask {0} questions about the image."
 ALL_KINDS = tuple(TEMPLATES)
+TRAINING_KINDS = (*ATTRIBUTE_KINDS, "cell", "object", "count")
+"""Without those that the sets out of distribution rest on: objects by where they are from another, and denied ones."""
 QUESTION_PREFIX = "Represent the given image with the following question:"
 
 
@@ -47,3 +49,15 @@ def dialogue(rng: random.Random, scene: Scene, number: int) -> list[Turn]:
         return [first, *turns]
     prefixed = Turn(f"{QUESTION_PREFIX} {turns[0].question}", turns[0].answer)
     return [prefixed, *turns[1:], first] if rng.random() < 0.5 else [*turns, first]
+
+
+def training_dialogue(rng: random.Random, scene: Scene, number: int) -> list[Turn]:
+    """A conversation for training pairs: a caption before or after `number` questions.
+
+    As the training pairs, and other than `dialogue`, it says nothing of the kinds that only the sets out of
+    distribution have.
+    """
+    style = rng.choice(STYLES)
+    described = Turn(REQUESTS[style], caption(scene, style))
+    turns = [Turn(question.text, question.answer) for question in questions(rng, scene, number, TRAINING_KINDS)]
+    return [described, *turns] if rng.random() < 0.5 else [*turns, described]

@@ -141,7 +141,7 @@ TEMPLATES = {
     "count": ("how many objects are there?", "how many things can be seen?"),
     "presence": ("is there {0}?", "can {0} be seen?"),
 }
-"""By kind: the wording of the data sets, and another one that only the backbones were taught with."""
+"""By kind: the wording of the data sets, and another one that only conversations have."""
 ATTRIBUTE_KINDS = ("colour", "shape", "texture", "size")
 
 

@@ -1,4 +1,4 @@
-"""`cocoa scenes`: the world as folders in the layouts of MMEB-train and MMEB-eval.
+"""`cocoa scenes`: the world as folders in the layouts of MMEB-train and MMEB-eval, and conversations on its images.
 
 They are read like any other data. `MMEB-eval` has the splits `test` and `validation`; what to tune on is the
 second one. The same seed and numbers give the same bytes.
@@ -19,8 +19,11 @@ import pyarrow.parquet as pq
 from rich.progress import track
 
 from cocoa.catalogue import CONTENT, NEGATIVE_COLUMNS, TRAIN_COLUMNS, datasets
+from cocoa.dialogue_files import FILE_NAME, write_dialogues_file
 from cocoa.errors import CocoaError
 from cocoa.inputs import IMAGE_MARKER
+from cocoa.scenes.dialogues import training_dialogue
+from cocoa.scenes.language import STYLES, caption
 from cocoa.scenes.tasks import TASKS, Example, Item, all_answers, labels
 from cocoa.scenes.world import Scene, Thing, crop, picture
 
@@ -30,7 +33,9 @@ SPARE = 20
 """More targets among those, since the ones that might be right as well are left out."""
 SPLITS = ("validation", "test")
 """Of MMEB-eval; what to tune on is the first one."""
-FORMAT = 3
+TURNS = 4
+"""Questions of a conversation; a caption is one more turn."""
+FORMAT = 4
 """Raised whenever the same seed comes to mean other data."""
 MARK = "scenes.json"
 """Holds the numbers that a folder was made by, or the format alone while it is being made."""
@@ -44,7 +49,10 @@ def write_scenes(
     progress: bool = False,
     splits: Sequence[str] = SPLITS,
 ) -> None:
-    """Write `output/MMEB-train` and `output/MMEB-eval`; what is there already by the same numbers is kept.
+    """Write `output/MMEB-train`, `output/MMEB-eval` and `output/dialogues.parquet`.
+
+    The last holds a caption and a conversation on each training image; what they say is true. What is there already
+    by the same numbers is kept.
 
     Args:
         output: made where it does not exist.
@@ -62,6 +70,7 @@ def write_scenes(
         raise CocoaError(f"scenes: at least {len(trained)} pairs and 2 queries, not {pairs} and {queries}")
     made = {"format": FORMAT, "seed": seed, "pairs": pairs, "queries": queries, "splits": list(splits)}
     folders = [output / "MMEB-train", output / "MMEB-eval"]
+    shown: dict[Scene, str] = {}
     if _is_there(output, folders, made):
         return
     output.mkdir(parents=True, exist_ok=True)
@@ -72,9 +81,10 @@ def write_scenes(
     for name in track(TASKS, "scenes", disable=not progress):
         if name in trained:
             rows = pairs // len(trained) + (trained.index(name) < pairs % len(trained))
-            _write_train(folders[0], name, sample_examples(name, "train", seed, rows))
+            shown = _write_train(folders[0], name, sample_examples(name, "train", seed, rows)) | shown
         for split in splits:
             _write_eval(folders[1], name, split, sample_queries(name, split, seed, queries))
+    _write_dialogues(output, shown, seed)
     _mark(output, made)
 
 
@@ -100,8 +110,11 @@ def _is_there(output: Path, folders: Sequence[Path], made: dict[str, Any]) -> bo
             found = None
         if not isinstance(found, dict) or not found.keys() <= made.keys():
             foreign.append(mark)
-    if found == made and all(folder.is_dir() for folder in folders):
+    spoken = output / FILE_NAME
+    if found == made and spoken.is_file() and all(folder.is_dir() for folder in folders):
         return True
+    if spoken.exists() and not mark.exists():
+        foreign.append(spoken)
     for folder in (folder for folder in folders if folder.exists()):
         if mark.exists():
             inside = [path for root in (folder, folder / "images") if root.is_dir() for path in root.iterdir()]
@@ -182,7 +195,8 @@ def _says(item: Item, instructions: tuple[str, ...]) -> str:
     return f"{IMAGE_MARKER}\n{text}" if item.scene is not None else text
 
 
-def _write_train(root: Path, name: str, examples: list[Example]) -> None:
+def _write_train(root: Path, name: str, examples: list[Example]) -> dict[Scene, str]:
+    """Write a data set; the scenes whose pictures are in it, with the paths from the folder that holds `root`."""
     entry, pictures = datasets("scenes")[name], _Pictures(root, f"images/{name}")
     rows: list[dict[str, Any]] = []
     for example in examples:
@@ -193,6 +207,16 @@ def _write_train(root: Path, name: str, examples: list[Example]) -> None:
             values += [_says(item, instructions), pictures.name(item)]
         rows.append(dict(zip((*TRAIN_COLUMNS, *NEGATIVE_COLUMNS), (*values, *negative), strict=True)))
     _write_table(root / name / "original-00000-of-00001.parquet", rows)
+    return {scene: f"{root.name}/{path}" for (scene, thing), path in pictures.names.items() if thing is None}
+
+
+def _write_dialogues(output: Path, shown: dict[Scene, str], seed: int) -> None:
+    """Write a caption and a conversation on each scene, each from its own seed."""
+    rows = []
+    for scene, path in sorted(shown.items(), key=lambda item: item[1]):
+        rng = random.Random(f"{seed}/{path}/dialogue")
+        rows.append((path, caption(scene, rng.choice(STYLES)), training_dialogue(rng, scene, TURNS)))
+    write_dialogues_file(output / FILE_NAME, rows)
 
 
 def _write_eval(root: Path, name: str, split: str, rows: list[tuple[Example, list[Item]]]) -> None:

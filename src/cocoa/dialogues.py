@@ -1,0 +1,300 @@
+"""`cocoa dialogues`: CoMa's training data, written by a multimodal LLM over images; captions for those without one.
+
+For each image the model writes specific questions, and answers them one after another in one growing conversation.
+Batches are fixed by the order of the images; each leaves a shard, whole or not at all, named by its place and by what
+its images are. A run that was stopped writes the missing shards, and ends with the same file as one that was not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from rich.progress import Progress
+
+from cocoa.checkpoint import versions, write_json
+from cocoa.conversations import Outcome, Prompts, Request, converse
+from cocoa.dialogue_files import DIALOGUE, FILE_NAME, as_records, unfinished, write_dialogues_file, write_table
+from cocoa.dialogue_parsing import Dropped
+from cocoa.embedding import prepared
+from cocoa.errors import CocoaError
+from cocoa.generation import Engine, identify, load_engine, shrink
+from cocoa.image_listing import Listing, Picture, list_pictures, relative_path
+from cocoa.images import load_image
+from cocoa.pairs import Turn
+from cocoa.processes import this_process
+
+logger = logging.getLogger(__name__)
+
+WRITE = ("dialogues", "captions", "both")
+SHARDS, SETTINGS_NAME, SUMMARY_NAME = "shards", "settings.json", "summary.json"
+_DROPPED = pa.list_(pa.struct([(name, pa.string()) for name in Dropped._fields]))
+_SHARD = pa.schema([("image", pa.string()), ("caption", pa.string()), ("dialogue", DIALOGUE), ("dropped", _DROPPED)])
+LOG_EVERY = 30.0
+"""Seconds between two log lines where there is no terminal."""
+WAIT = 0.5
+"""Seconds between two looks at what other processes have written."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a result depends on besides the images.
+
+    Attributes:
+        model: hub id, folder, or an embedded backbone.
+        source: where the images are; see `cocoa.image_listing.list_pictures`.
+        prompts: what the model is told.
+        write: `dialogues`, `captions` or `both`.
+        questions: asked for an image.
+        batch_size: images that are asked about at once.
+        max_new_tokens: of each reply.
+        image_tokens: an image that takes more (28 x 28 px a token) is made smaller.
+        temperature: of the questions; answers and captions are greedy.
+        seed: of the questions.
+    """
+
+    model: str
+    source: str
+    prompts: Prompts
+    write: str = "dialogues"
+    questions: int = 4
+    batch_size: int = 8
+    max_new_tokens: int = 256
+    image_tokens: int = 1024
+    temperature: float = 0.7
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.write not in WRITE:
+            raise CocoaError(f"write {self.write!r}: choose {', '.join(WRITE)}")
+        for key in ("questions", "batch_size", "max_new_tokens"):
+            if getattr(self, key) < 1:
+                raise CocoaError(f"{key.replace('_', '-')} {getattr(self, key)}: must be 1 or more")
+        if self.temperature < 0:
+            raise CocoaError(f"temperature {self.temperature}: must be 0 (greedy) or more")
+        shrink(Image.new("RGB", (1, 1)), self.image_tokens)  # refuses too few
+
+    def request(self, key: str) -> Request:
+        """What is wanted of the batch of this key."""
+        seed = int.from_bytes(hashlib.blake2b(f"{self.seed}/{key}".encode(), digest_size=8).digest()) >> 1
+        dialogues, captions = self.write != "captions", self.write != "dialogues"
+        return Request(self.prompts, dialogues, captions, self.questions, self.max_new_tokens, self.temperature, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pictures that are asked about at once, and where what comes of it is written."""
+
+    pictures: tuple[Picture, ...]
+    key: str
+    shard: Path
+
+
+def write_dialogues(settings: Settings, output: Path, engine: Engine | None = None) -> dict[str, Any]:
+    """Write `output/dialogues.parquet` and `output/summary.json`.
+
+    Under `accelerate launch` the processes share the batches. Two runs in one folder at a time ask the model twice,
+    and do no other harm.
+
+    Args:
+        settings: of the run.
+        output: made where it does not exist.
+        engine: what is asked; None loads the model when there is something to ask.
+
+    Returns:
+        The summary; of other processes than the main one nothing.
+
+    Raises:
+        CocoaError: a mistake in model or source, `output` is of another run, or nothing that was written is usable.
+    """
+    started, state = time.monotonic(), this_process()
+    if state.is_main_process:
+        _claim(settings, output)
+    state.wait_for_everyone()
+    if not (output / SETTINGS_NAME).is_file():
+        raise CocoaError(f"{output}: not the same folder for all processes; choose one on a disk that they share")
+    listing = list_pictures(Path(settings.source), output)
+    batches = plan(listing.pictures, settings.batch_size, output)
+    missing = [batch for batch in batches if not batch.shard.exists()]
+    logger.info("%d images in %d batches; to ask about: %d", len(listing.pictures), len(batches), len(missing))
+    state.wait_for_everyone()  # before anyone writes: all must see the same shards missing
+    mine = missing[state.process_index :: state.num_processes]
+    if mine:
+        _fill(mine, settings, engine or load_engine(settings.model), state.is_main_process)
+    if not state.is_main_process:
+        return {}
+    while not all(batch.shard.exists() for batch in missing):  # a barrier would time out where others need long
+        time.sleep(WAIT)
+    return _join(settings, output, listing, batches, started)
+
+
+def plan(pictures: Sequence[Picture], size: int, output: Path) -> list[Batch]:
+    """Pictures in batches, in their order; the key stands for what they are and have, wherever they lie."""
+    batches: list[Batch] = []
+    for start in range(0, len(pictures), size):
+        members = tuple(pictures[start : start + size])
+        said = [(picture.digest, picture.caption, picture.turns) for picture in members]
+        key = hashlib.blake2b(repr(said).encode(), digest_size=8).hexdigest()
+        batches.append(Batch(members, key, output / SHARDS / f"{len(batches):07}-{key}.parquet"))
+    return batches
+
+
+def _claim(settings: Settings, output: Path) -> None:
+    """Mark the folder as this run's; one in which nothing was written yet is free.
+
+    Raises:
+        CocoaError: it is another run's, or not ours.
+    """
+    wanted: dict[str, Any] = json.loads(json.dumps(asdict(settings) | {"model_hash": identify(settings.model)}))
+    wanted["source"] = os.path.abspath(settings.source)
+    mark = output / SETTINGS_NAME
+    try:
+        if (output / SHARDS).exists() or (output / FILE_NAME).exists():
+            if not mark.is_file():
+                raise CocoaError(f"{output}: holds {FILE_NAME} or {SHARDS} of something else; choose another --output")
+            found = json.loads(mark.read_text(encoding="utf-8"))
+            for key, value in wanted.items():
+                if found.get(key) != value:
+                    other = f"other {key}" if key == "prompts" else f"another {key} ({found.get(key)!r})"
+                    raise CocoaError(f"{output}: made with {other}; choose another --output")
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(unfinished(mark), wanted)
+        os.replace(unfinished(mark), mark)
+    except (OSError, ValueError, AttributeError) as error:
+        raise CocoaError(f"{output}: cannot be used ({error}); choose another --output") from None
+
+
+def _fill(batches: Sequence[Batch], settings: Settings, engine: Engine, shown: bool) -> None:
+    """Ask about the pictures of these batches, and write a shard for each."""
+
+    def images_of(numbers: list[int]) -> list[Image.Image]:
+        pictures = (picture for number in numbers for picture in batches[number].pictures)
+        return [shrink(load_image(picture.path), settings.image_tokens) for picture in pictures]
+
+    batches[0].shard.parent.mkdir(exist_ok=True)
+    terminal, logged = sys.stderr.isatty(), time.monotonic()
+    done, total = 0, sum(len(batch.pictures) for batch in batches)
+    with Progress(disable=not (shown and terminal)) as bar:
+        task = bar.add_task("images", total=total)
+        for (number,), images in prepared([[number] for number in range(len(batches))], images_of):
+            batch = batches[number]
+            outcomes = converse(engine, batch.pictures, images, settings.request(batch.key))
+            write_shard(batch, outcomes)
+            done += len(images)
+            bar.advance(task, len(images))
+            if not terminal and time.monotonic() - logged > LOG_EVERY:
+                logger.info("%d/%d images", done, total)
+                logged = time.monotonic()
+
+
+def write_shard(batch: Batch, outcomes: Sequence[Outcome]) -> None:
+    """Write what came of a batch, a row a picture, and what was dropped."""
+    rows = [
+        {
+            "image": picture.digest,
+            "caption": outcome.caption or None,
+            "dialogue": as_records(outcome.turns),
+            "dropped": [dropped._asdict() for dropped in outcome.dropped],
+        }
+        for picture, outcome in zip(batch.pictures, outcomes, strict=True)
+    ]
+    write_table(batch.shard, pa.Table.from_pylist(rows, _SHARD))
+
+
+def read_shard(path: Path) -> list[Outcome]:
+    """What `write_shard` wrote."""
+    return [
+        Outcome(
+            row["caption"] or "",
+            [Turn(**turn) for turn in row["dialogue"] or ()],
+            [Dropped(**dropped) for dropped in row["dropped"]],
+        )
+        for row in pq.read_table(path).to_pylist()
+    ]
+
+
+def reason_to_drop(outcome: Outcome, write: str) -> str:
+    """Why a picture is not in the result; empty if it is: it has what was to be written, with `both` one of the two."""
+    has = {"dialogues": bool(outcome.turns), "captions": bool(outcome.caption)}
+    if has.get(write, any(has.values())):
+        return ""
+    reasons = {dropped.what: dropped.reason for dropped in outcome.dropped}
+    if write == "captions":
+        return f"caption: {reasons['caption']}"
+    return f"questions: {reasons['questions']}" if "questions" in reasons else "no turn left"
+
+
+def counts(listing: Listing, outcomes: Sequence[Outcome], reasons: Sequence[str]) -> dict[str, Any]:
+    """How many images, turns and captions there are, and how many were dropped, by reason.
+
+    Args:
+        listing: what the source holds.
+        outcomes: of its pictures.
+        reasons: why each is not in the result; empty for those that are.
+    """
+    kept = [outcome for outcome, reason in zip(outcomes, reasons, strict=True) if not reason]
+    dropped = [text for outcome in outcomes for text in outcome.dropped]
+    return {
+        "images": {
+            "found": len(listing.pictures) + listing.duplicates + len(listing.unreadable),
+            "unreadable": len(listing.unreadable),
+            "duplicates": listing.duplicates,
+            "kept": len(kept),
+            "dropped": Counter(reason for reason in reasons if reason),
+        },
+        "turns": {
+            "kept": sum(len(outcome.turns) for outcome in kept),
+            "dropped": Counter(
+                f"{text.what}: {text.reason}" for text in dropped if text.what in ("question", "answer")
+            ),
+        },
+        "captions": {
+            "found": sum(bool(picture.caption) for picture in listing.pictures),
+            "kept": sum(bool(outcome.caption) for outcome in kept),
+            "dropped": Counter(text.reason for text in dropped if text.what == "caption"),
+        },
+    }
+
+
+def _join(
+    settings: Settings, output: Path, listing: Listing, batches: Sequence[Batch], started: float
+) -> dict[str, Any]:
+    """Write the result of all shards, and the summary, which it returns.
+
+    Raises:
+        CocoaError: no picture is left.
+    """
+    outcomes = [outcome for batch in batches for outcome in read_shard(batch.shard)]
+    reasons = [reason_to_drop(outcome, settings.write) for outcome in outcomes]
+    summary = {
+        "settings": json.loads((output / SETTINGS_NAME).read_text(encoding="utf-8")),
+        **counts(listing, outcomes, reasons),
+        "unreadable": listing.unreadable,
+        "versions": versions(),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_json(output / SUMMARY_NAME, summary)
+    if all(reasons):
+        said = ", ".join(f"{reason} ({count})" for reason, count in summary["images"]["dropped"].items())
+        raise CocoaError(
+            f"{output}: nothing that the model wrote can be used: {said}; see {SHARDS}, try other --prompts"
+        )
+    rows = [
+        (relative_path(picture.path, output), outcome.caption, outcome.turns)
+        for picture, outcome, reason in zip(listing.pictures, outcomes, reasons, strict=True)
+        if not reason
+    ]
+    write_dialogues_file(output / FILE_NAME, rows)
+    return summary

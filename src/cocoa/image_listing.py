@@ -1,0 +1,250 @@
+"""Which images there are in a folder, in parquet files or in a file of paths, each picture once.
+
+A picture is told by its pixels: the same under two names, or in another encoding without loss, is one picture.
+Images that lie in a parquet file are written out as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from cocoa.dialogue_files import unfinished
+from cocoa.embedding_cache import content_key
+from cocoa.errors import CocoaError
+from cocoa.images import load_image
+from cocoa.pairs import Side, Turn
+from cocoa.parsing import check_keys
+from cocoa.processes import shared
+from cocoa.sources import json_records, read_text, read_turns
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+FILE_SUFFIXES = (".jsonl", ".json", ".csv")
+ROW_KEYS = ("image_path", "caption", "dialogue")
+IMAGE_COLUMN = "image"
+IMAGES_FOLDER = "images"
+"""In the output folder, the images that lay in parquet files."""
+READ_ROWS = 64
+NO_IMAGE = "no image"
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image file with what is known of it.
+
+    Attributes:
+        path: absolute.
+        digest: of its pixels, in hexadecimal.
+        caption: empty where it has none.
+        turns: its conversation, if it has one.
+    """
+
+    path: str
+    digest: str
+    caption: str = ""
+    turns: tuple[Turn, ...] = ()
+
+
+@dataclass
+class Listing:
+    """Distinct pictures in the order of the source.
+
+    Attributes:
+        pictures: of pictures that are the same the first; with the caption and the conversation of the first of them
+            that has one.
+        duplicates: how many more images show one of them.
+        unreadable: where the others stand, and what is wrong with each.
+    """
+
+    pictures: list[Picture] = field(default_factory=list)
+    duplicates: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+class _Row(NamedTuple):
+    where: str
+    image: str | bytes | None
+    caption: str = ""
+    turns: tuple[Turn, ...] = ()
+
+
+class _Seen(NamedTuple):
+    """A row after its image was read: the picture, or what is wrong with it."""
+
+    where: str
+    picture: Picture | None
+    fault: str = ""
+
+
+def list_pictures(source: Path, output: Path) -> Listing:
+    """Read every image of a source; the processes of a run share the work.
+
+    Args:
+        source: a folder of images (any depth) or of parquet files, a parquet file with a column `image` (as the
+            library `datasets` writes it, or bytes, or paths) or `image_path` and perhaps `caption` and `dialogue`, or
+            a JSONL, JSON or CSV file with these three keys. Paths are relative to the file's folder. What lies
+            below `output` is no source.
+        output: its `images` is where images that lie in parquet files are written.
+
+    Raises:
+        CocoaError: no such source, one without images, or a row that is not of this form.
+    """
+    if source.is_dir():
+        images, tables = _files(source, output)
+    elif not source.is_file():
+        raise CocoaError(f"{source}: no such file or folder; name a folder of images, or a file that lists them")
+    elif source.suffix == ".parquet":
+        images, tables = [], [source]
+    elif source.suffix in FILE_SUFFIXES:
+        images, tables = list(_file_rows(source)), []
+    else:
+        raise CocoaError(f"{source}: not a folder, nor a file of {', '.join(('.parquet', *FILE_SUFFIXES))}")
+    seen = shared(partial(_look, output), images, "images")
+    groups = [group for table in tables for group in _row_groups(table)]
+    seen += [row for rows in shared(partial(_look_into, output), groups, "parquet") for row in rows]
+    listing = Listing()
+    found: dict[str, Picture] = {}
+    for where, picture, fault in seen:
+        if picture is None:
+            listing.unreadable[where] = fault
+            continue
+        first = found.setdefault(picture.digest, picture)
+        if first is not picture:
+            listing.duplicates += 1
+            caption, turns = first.caption or picture.caption, first.turns or picture.turns
+            found[picture.digest] = replace(first, caption=caption, turns=turns)
+    listing.pictures = list(found.values())
+    if not listing.pictures:
+        unread = next((f"; {where}: {fault}" for where, fault in listing.unreadable.items()), "")
+        raise CocoaError(f"{source}: no image that can be read{unread}; name a folder or file that has some")
+    return listing
+
+
+def _files(source: Path, output: Path) -> tuple[list[_Row], list[Path]]:
+    """The image files and the parquet files below a folder, in the order of their paths."""
+    if output.resolve() == source.resolve():
+        raise CocoaError(f"{source}: source and output are the same folder; choose another --output")
+    own = os.path.abspath(output)
+    paths = [path for path in source.rglob("*") if path.is_file() and not path.absolute().is_relative_to(own)]
+    paths.sort(key=lambda path: path.relative_to(source).as_posix())
+    images = [_Row(str(path), os.path.abspath(path)) for path in paths if path.suffix.lower() in SUFFIXES]
+    tables = [path for path in paths if path.suffix == ".parquet"]
+    if images and tables:
+        raise CocoaError(f"{source}: both images ({images[0].where}) and parquet files ({tables[0]}); name one of them")
+    return images, tables
+
+
+def _file_rows(path: Path) -> Iterator[_Row]:
+    """The rows of a JSONL, JSON or CSV file of image paths."""
+    records = _csv_records if path.suffix == ".csv" else json_records
+    try:
+        for _, where, record in records(path):
+            if not isinstance(record, dict):
+                raise CocoaError(f"{where}: not a JSON object; write one image a line")
+            check_keys(record, ROW_KEYS, f"{where}: ")
+            if not read_text(record, "image_path", where):
+                raise CocoaError(f"{where}: image_path is empty; fill it in or drop the row")
+            yield _row(record, "image_path", where, path.parent)
+    except UnicodeDecodeError as error:
+        raise CocoaError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+
+
+def _csv_records(path: Path) -> Iterator[tuple[int, str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        for record in reader:
+            if None in record:
+                raise CocoaError(f"{path}, line {reader.line_num}: more fields than columns; put texts in quotes")
+            yield reader.line_num, f"{path}, line {reader.line_num}", record
+
+
+def _row(record: dict[str, Any], column: str, where: str, folder: Path) -> _Row:
+    """A record's image, as bytes or as an absolute path, with its caption and conversation."""
+    image = record.get(column)
+    if isinstance(image, dict):  # how `datasets` stores an image
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, str):
+        image = os.path.abspath(folder / image) if image.strip() else None
+    elif image is not None and not isinstance(image, bytes):
+        raise CocoaError(f"{where}: {column} is {type(image).__name__}; write bytes, a path, or {{bytes, path}}")
+    turns = read_turns(record.get("dialogue"), f"{where}, dialogue")
+    return _Row(where, image, read_text(record, "caption", where), turns)
+
+
+def _row_groups(path: Path) -> list[tuple[Path, str, int, int]]:
+    """(file, column of the image, row group, its first row counted from 1) of each row group."""
+    file = _open(path)
+    column = next((name for name in (IMAGE_COLUMN, "image_path") if name in file.schema_arrow.names), None)
+    if column is None:
+        names = ", ".join(file.schema_arrow.names)
+        raise CocoaError(f"{path}: no column image or image_path (there are: {names}); rename the one with the images")
+    groups, start = [], 1
+    for number in range(file.metadata.num_row_groups):
+        groups.append((path, column, number, start))
+        start += file.metadata.row_group(number).num_rows
+    return groups
+
+
+def _look_into(output: Path, group: tuple[Path, str, int, int]) -> list[_Seen]:
+    """The images of a row group, a few rows in memory at a time; its other columns are not read."""
+    path, column, number, row = group
+    file = _open(path)
+    columns = [name for name in (column, "caption", "dialogue") if name in file.schema_arrow.names]
+    seen = []
+    for batch in file.iter_batches(READ_ROWS, row_groups=[number], columns=columns):
+        for record in batch.to_pylist():
+            seen.append(_look(output, _row(record, column, f"{path}, row {row}", path.parent)))
+            row += 1
+    return seen
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CocoaError(f"{path}: not parquet ({str(error).splitlines()[0]}); write it again") from None
+
+
+def _look(output: Path, row: _Row) -> _Seen:
+    """Decode an image; one that is not a file yet becomes one."""
+    try:
+        if isinstance(row.image, bytes):
+            with Image.open(io.BytesIO(row.image)) as opened:
+                image, suffix = load_image(opened), (opened.format or "").lower()
+            path = _write_image(output / IMAGES_FOLDER, row.image, "jpg" if suffix == "jpeg" else suffix)
+        elif row.image:
+            image, path = load_image(row.image), row.image
+        else:
+            return _Seen(row.where, None, NO_IMAGE)
+    except CocoaError as error:
+        return _Seen(row.where, None, str(error).removeprefix(f"{row.image!s}: "))
+    except Exception as error:  # as in `load_image`
+        return _Seen(row.where, None, f"not a readable image ({error})")
+    return _Seen(row.where, Picture(path, content_key(Side(image=image)).hex(), row.caption, row.turns))
+
+
+def _write_image(folder: Path, content: bytes, suffix: str) -> str:
+    """Write an image under the hash of its bytes, unless it is there; its absolute path."""
+    path = folder / f"{hashlib.blake2b(content, digest_size=16).hexdigest()}.{suffix}"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished(path).write_bytes(content)
+        os.replace(unfinished(path), path)
+    return os.path.abspath(path)
+
+
+def relative_path(path: str, folder: Path) -> str:
+    """A path as it stands in a file of that folder: relative where it lies below the folder, else absolute."""
+    root = Path(os.path.abspath(folder))
+    return Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else path
