@@ -9,7 +9,7 @@ import yaml
 
 from cocoa.adapters import Lora
 from cocoa.errors import CocoaError
-from cocoa.recipe import STAGES, load_recipe, parse_recipe
+from cocoa.recipe import load_recipe, parse_recipe
 
 CONTENT = {
     "backbone": "Qwen/Qwen2-VL-2B-Instruct",

@@ -1,57 +1,105 @@
 """Every file in `recipes/` parses, and is built, all its objects, on a tiny backbone over the photographs."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from cocoa.adapters import add_adapters
-from cocoa.pipeline import build_trainer, load_stage_backbone
-from cocoa.recipe import STAGES, load_recipe
+from cocoa.backbone import EMBEDDED, Form
+from cocoa.pipeline import add_stage_adapters, build_trainer, load_stage_backbone
+from cocoa.recipe import load_recipe
 from cocoa.stage_data import stage_data
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+STAGES = {
+    "cocoa": ["joint_reconstruction", "eos_bridge", "contrastive"],
+    "coma": ["compression", "contrastive"],
+    "moca": ["joint_reconstruction", "contrastive"],
+    "contrastive": ["contrastive"],
+}
+"""The stages of a recipe, by how its name begins."""
+FORMS = {
+    "cocoa": Form("bidirectional", "lasttoken"),
+    "coma": Form("causal", "compression", 4),
+    "moca": Form("bidirectional", "mean"),
+    "contrastive-bidirectional": Form("bidirectional", "lasttoken"),
+    "contrastive-causal": Form("causal", "lasttoken"),
+}
+"""How the last stage reads its backbone, by how a recipe's name begins."""
 
 
-def fitted(path, backbone, data):
+def by_name(table, path):
+    """The entry of the longest key that the recipe's name begins with; None if there is none."""
+    found = [key for key in table if path.stem.startswith(key)]
+    return table[max(found, key=len)] if found else None
+
+
+@pytest.fixture(scope="module")
+def dialogue_file(photo_data, tmp_path_factory):
+    """A dialogue on each training photograph."""
+    path = tmp_path_factory.mktemp("dialogues") / "dialogues.jsonl"
+    turns = [{"question": "what is red?", "answer": "the cup"}]
+    images = sorted((photo_data / "MMEB-train").rglob("*.jpg"))
+    path.write_text("".join(json.dumps({"image_path": str(image), "dialogue": turns}) + "\n" for image in images))
+    return path
+
+
+def fitted(path, backbone, data, dialogue_file):
     """The overrides that make a recipe fit a tiny model and the photographs."""
     overrides = [f"backbone={backbone}", f"data.train={data}", "data.split=original"]
     for i, entry in enumerate(yaml.safe_load(path.read_text())["stages"]):
         ((name, options),) = entry.items()
         small = {"batch_size": 8, "report_to": "none", "dataloader_num_workers": 0}
+        if "gradient_accumulation_steps" in (options or {}):
+            small["gradient_accumulation_steps"] = 2
         if name == "contrastive":
             small["mini_batch_size"] = 4
             if (options or {}).get("sub_batch_size", 1) > 1:
                 small["sub_batch_size"] = 1
+        if name == "compression":
+            small |= {"compression_tokens": 4, "data.train": dialogue_file}
         overrides += [f"stages.{i}.{key}={value}" for key, value in small.items()]
     return overrides
 
 
-def test_there_is_a_recipe_of_the_three_stages_for_each_backbone():
-    recipes = [load_recipe(path) for path in RECIPES]
-    whole = {recipe.backbone for recipe in recipes if [stage.name for stage in recipe.stages] == list(STAGES)}
-    named = [f"Qwen/Qwen2-VL-{size}-Instruct" for size in ("2B", "7B")]
-    assert whole == {*named, *(f"Qwen/Qwen2.5-VL-{size}-Instruct" for size in ("3B", "7B"))}
-    assert len({recipe.output_dir for recipe in recipes}) == len(recipes)
+def test_there_is_a_recipe_of_each_method_for_each_backbone_of_its_paper():
+    recipes = {path: load_recipe(path) for path in RECIPES}
+    for method, backbones in {
+        "cocoa": {f"Qwen/Qwen2-VL-{size}-Instruct" for size in ("2B", "7B")},
+        "coma": set(),
+        "moca": set(),
+        "contrastive-causal": {"Qwen/Qwen2-VL-2B-Instruct"},
+        "contrastive-bidirectional": {"Qwen/Qwen2-VL-2B-Instruct"},
+    }.items():
+        large = {f"Qwen/Qwen2.5-VL-{size}-Instruct" for size in ("3B", "7B")}
+        there = {recipe.backbone for path, recipe in recipes.items() if path.stem.startswith(method)}
+        assert there == backbones | large | {EMBEDDED[0]}
+    for path, recipe in recipes.items():
+        stages = by_name(STAGES, path)
+        assert stages is None or [stage.name for stage in recipe.stages] == stages
+    assert len({recipe.output_dir for recipe in recipes.values()}) == len(recipes)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_that_ships_builds_all_its_objects(path, tiny_backbone_path, photo_data, tmp_path):
+def test_a_recipe_that_ships_builds_all_its_objects(path, tiny_backbone_path, photo_data, dialogue_file, tmp_path):
     written = load_recipe(path)
     assert [written.arguments(stage, tmp_path).batch_size for stage in written.stages]
     backbone = tiny_backbone_path("qwen2_5_vl" if "qwen2.5" in written.backbone.lower() else "qwen2_vl")
-    recipe = load_recipe(path, fitted(path, backbone, photo_data / "MMEB-train"))
+    recipe = load_recipe(path, fitted(path, backbone, photo_data / "MMEB-train", dialogue_file))
     assert [stage.name for stage in recipe.stages] == [stage.name for stage in written.stages]
     assert recipe.lora == written.lora and recipe.image == written.image
     for stage in recipe.stages:
         args = recipe.arguments(stage, tmp_path)
+        if stage.name == "contrastive" and getattr(args, "pooling", None) == "compression":
+            args.compression_tokens = 4  # as the stage before it would have left
         loaded = load_stage_backbone(recipe, stage, recipe.backbone, args)
-        assert loaded.model.config.text_config.is_causal == ("causal" in path.stem)
         data = stage_data(stage, loaded, args)
-        if recipe.lora is not None:
-            add_adapters(loaded.model, recipe.lora, [loaded.mask_token_id] if stage.name != "contrastive" else [])
+        add_stage_adapters(recipe, loaded, args)
         trainer = build_trainer(stage, loaded, data, args)
         batch = next(iter(trainer.get_train_dataloader()))
         assert all(torch.isfinite(tensor).all() for tensor in batch.values() if torch.is_tensor(tensor))
-        assert sum(data.datasets().values()) >= 8 and len(data.datasets()) > 5
+        assert sum(data.datasets().values()) >= 8 and len(data.datasets()) > (5 if stage.name != "compression" else 0)
+    form = by_name(FORMS, path)
+    assert form is None or loaded.form == form
