@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cocoa import figures
-from cocoa.attention import bidirectional, causal, eos_bridged
+from cocoa.attention import bidirectional, causal, compressed, eos_bridged
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-PANELS = {panel.title: panel for panel in figures.layout_panels()}
+PANELS = {panel.title: panel for panel in figures.layout_panels() + figures.compression_panels()}
 
 
 def drawn(panel: figures.Panel) -> list[str]:
@@ -49,6 +49,12 @@ def test_cells_are_the_mask_of_the_layout(title, mask):
     assert drawn(panel) == ["".join(".#"[int(cell)] for cell in row) for row in mask[0, 0]]
 
 
+def test_the_dialogue_s_cells_stop_at_the_compression_tokens():
+    expected = compressed(torch.tensor([7]), 2, torch.ones(1, 13))[0, 0]
+    assert drawn(PANELS["Compression"]) == ["".join(".#"[int(cell)] for cell in row) for row in expected]
+    assert drawn(PANELS["Compression"])[-1] == ".......######"
+
+
 def test_two_layers_of_the_published_bridge_leak_b_into_a():
     panel = PANELS["EOS-bridged, published"]._replace(layers=2)
     assert drawn(panel) == ["########///"] * 7 + ["###########"] + ["///////####"] * 3
@@ -71,7 +77,7 @@ def test_axes_carry_the_tokens_in_order():
 def test_committed_images_are_drawn_again_by_the_command(tmp_path):
     subprocess.run([sys.executable, "-m", "cocoa.figures", str(tmp_path)], check=True)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"attention_layouts.svg", "bridge_paths.svg", "scenes.png"}
+    assert names == {"attention_layouts.svg", "bridge_paths.svg", "compression_layouts.svg", "scenes.png"}
     for name in names:
         assert (IMAGES / name).is_file()
         if name.endswith(".svg"):

@@ -12,17 +12,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cocoa.attention import bidirectional, causal, eos_bridged
+from cocoa.attention import bidirectional, causal, compressed, eos_bridged
 from cocoa.scenes.sheet import draw_sheet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = {"image": "#3b78b5", "text": "#2f9e77", "EOS": "#e07b00", "block B": "#a4509b", "not seen": "#eee"}
+COLOURS = {
+    "image": "#3b78b5",
+    "text": "#2f9e77",
+    "EOS": "#e07b00",
+    "C1, C2": "#e07b00",
+    "block B": "#a4509b",
+    "dialogue": "#a4509b",
+    "not seen": "#eee",
+}
 IMAGE, EOS = [(f"img {i}", "image") for i in (1, 2, 3, 4)], ("EOS", "EOS")
 ONE_BLOCK = [*IMAGE, *((word, "text") for word in ("a", "red", "bus", "in", "the", "rain")), EOS]
 BLOCK_A = [*IMAGE, *((word, "text") for word in ("find", "a", "caption"))]
 TWO_BLOCKS = [*BLOCK_A, EOS, *((word, "block B") for word in ("a", "red", "bus"))]
+COMPRESSED = [*IMAGE, *((word, "text") for word in ("sum", "it", "up")), *((c, "C1, C2") for c in ("C1", "C2"))]
+DIALOGUE = [*COMPRESSED, *((word, "dialogue") for word in ("Q1", "A1", "Q2", "A2"))]
 
 
 class Panel(NamedTuple):
@@ -48,6 +58,21 @@ def layout_panels() -> list[Panel]:
     ]
 
 
+def compression_panels() -> list[Panel]:
+    """CoMa's two stages."""
+    start, length = torch.tensor([len(COMPRESSED) - 2]), torch.ones(1, len(DIALOGUE))
+    embedded = [*IMAGE, *((word, "text") for word in ("a", "red", "bus")), *COMPRESSED[-2:]]
+    return [
+        Panel("Compression", "CoMa's pre-training, K = 2", DIALOGUE, compressed(start, 2, length)[0, 0]),
+        Panel("Matching", "CoMa's contrastive stage: causal", embedded, causal(torch.ones(1, len(embedded)))[0, 0]),
+    ]
+
+
+def draw_compression(path: Path) -> None:
+    """Write CoMa's layouts as one image."""
+    _draw(compression_panels(), path)
+
+
 def draw_layouts(path: Path) -> None:
     """Write the four layouts as one image (SVG, PNG, ... by the path's ending)."""
     _draw(layout_panels(), path)
@@ -68,7 +93,8 @@ def _draw(panels: list[Panel], path: Path) -> None:
     figure = Figure(figsize=(9.2, 0.4 + 2.35 * len(panels)), facecolor="white", layout="constrained")
     for axes, panel in zip(figure.subplots(len(panels) // 2, 2).flat, panels, strict=True):
         draw_panel(axes, panel)
-    legend = [Patch(color=colour, label=block) for block, colour in COLOURS.items()]
+    shown = {"not seen", *(block for panel in panels for _, block in panel.tokens)}
+    legend = [Patch(color=colour, label=block) for block, colour in COLOURS.items() if block in shown]
     if panels[0].layers > 1:
         legend.append(Patch(facecolor="#cccccc", edgecolor="white", hatch="////", label="only by way of EOS"))
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False)
@@ -111,4 +137,5 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
 if __name__ == "__main__":
     draw_layouts(Path(sys.argv[1]) / "attention_layouts.svg")
     draw_bridge_paths(Path(sys.argv[1]) / "bridge_paths.svg")
+    draw_compression(Path(sys.argv[1]) / "compression_layouts.svg")
     draw_sheet(Path(sys.argv[1]) / "scenes.png")
