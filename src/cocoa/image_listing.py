@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from cocoa.dialogue_files import unfinished
 from cocoa.embedding_cache import content_key
@@ -138,7 +138,8 @@ def _files(source: Path, output: Path) -> tuple[list[_Row], list[Path]]:
     own = os.path.abspath(output)
     paths = [path for path in source.rglob("*") if path.is_file() and not path.absolute().is_relative_to(own)]
     paths.sort(key=lambda path: path.relative_to(source).as_posix())
-    images = [_Row(str(path), os.path.abspath(path)) for path in paths if path.suffix.lower() in SUFFIXES]
+    files = [os.path.abspath(path) for path in paths if path.suffix.lower() in SUFFIXES]
+    images = [_Row(file, file) for file in files]
     tables = [path for path in paths if path.suffix == ".parquet"]
     if images and tables:
         raise CocoaError(f"{source}: both images ({images[0].where}) and parquet files ({tables[0]}); name one of them")
@@ -228,7 +229,9 @@ def _look(output: Path, row: _Row) -> _Seen:
         else:
             return _Seen(row.where, None, NO_IMAGE)
     except CocoaError as error:
-        return _Seen(row.where, None, str(error).removeprefix(f"{row.image!s}: "))
+        return _Seen(row.where, None, str(error).removeprefix(f"{row.where}: "))
+    except UnidentifiedImageError:
+        return _Seen(row.where, None, "not an image of any format that Pillow reads")
     except Exception as error:  # as in `load_image`
         return _Seen(row.where, None, f"not a readable image ({error})")
     return _Seen(row.where, Picture(path, content_key(Side(image=image)).hex(), row.caption, row.turns))
