@@ -89,6 +89,12 @@ def test_a_checkpoints_own_sampling_is_left_out(tmp_path: Path) -> None:
     assert own(asked, 120) == plain(asked, 120)
 
 
+def test_any_token_may_be_sampled() -> None:
+    """Not the 50 likeliest alone, which is what transformers takes by itself."""
+    asked = [Conversation(picture(SCENES[0]), (ASK_QUESTIONS.format(3),))] * 150
+    assert len(set(load_engine(EMBEDDED[0])(asked, 1, 1e4, 1))) > 60
+
+
 def test_the_image_stands_before_the_first_text() -> None:
     image = Image.new("RGB", (8, 8))
     user, model, last = messages(Conversation(image, ("one?", "two", "three?")))

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from scene_reader import Facts, facts, is_true, right_answer
+from scene_reader import Facts, facts, is_true, read_caption, read_question, right_answer
 
 import cocoa.scenes.write as writing
 from cocoa.catalogue import TRAIN_COLUMNS, datasets, known_instructions, stage_rows
@@ -19,9 +19,12 @@ from cocoa.eval_inputs import check_eval_images
 from cocoa.mmeb import list_subsets, read_train
 from cocoa.mmeb_eval import read_eval
 from cocoa.pairs import ContentPair, PairSet, Side, check_images
+from cocoa.scenes.dialogues import REQUESTS
+from cocoa.scenes.language import STYLES
 from cocoa.scenes.tasks import Example, Item
-from cocoa.scenes.world import Scene, crop, draw
-from cocoa.scenes.write import sample_examples, sample_queries, write_scenes
+from cocoa.scenes.world import NOVEL, Scene, crop, draw
+from cocoa.scenes.write import TURNS, sample_examples, sample_queries, write_scenes
+from cocoa.sources import read_file
 
 SEED, PAIRS, QUERIES = 3, 74, 2
 TABLE = datasets("scenes")
@@ -169,6 +172,42 @@ def test_the_bridge_goes_from_an_image_to_a_text_it_has_not_seen(pairs: PairSet)
             assert row.side.text == "" and is_true(row.text, scene)
 
 
+# ------------------------------------------------------------------------------------------------ conversations
+
+
+def test_each_training_picture_has_a_caption_and_a_conversation_that_are_true(folder: Path) -> None:
+    drawn: dict[bytes, Scene] = {}
+    for example in (example for name in TRAINED for example in trained_examples(name)):
+        for scene in (item.scene for item in (example.query, example.target) if item.scene is not None):
+            drawn[draw(scene).tobytes()] = scene
+    told = read_file(folder / "dialogues.parquet")
+    check_images(told.pairs)
+    rows = stage_rows(told.pairs, "compression")
+    assert len(rows) == len(told) == len(drawn) and not rows.left_out
+    requests, first = {REQUESTS[style]: style for style in STYLES}, 0
+    for pair in told.pairs:
+        with Image.open(str(pair.query.image)) as image:
+            scene = drawn.pop(np.asarray(image).tobytes())
+        assert is_true(pair.target.text, scene) and read_caption(pair.target.text)[0] in STYLES
+        (described,) = [turn for turn in pair.dialogue if turn.question in requests]
+        assert is_true(described.answer, scene) and read_caption(described.answer)[0] == requests[described.question]
+        asked = [turn for turn in pair.dialogue if turn != described]
+        assert len(asked) == len({turn.question for turn in asked}) == TURNS
+        assert all(right_answer(turn.question, scene) == turn.answer for turn in asked)
+        first += described == pair.dialogue[0]
+    assert 0 < first < len(told)
+
+
+def test_conversations_say_nothing_that_training_pairs_hold_out(folder: Path) -> None:
+    told = read_file(folder / "dialogues.parquet").pairs
+    texts = [text for pair in told for text in (pair.target.text, *(part for turn in pair.dialogue for part in turn))]
+    assert not [text for text in texts for shape, colour in NOVEL if f"{colour} {shape}" in text]
+    requests = set(REQUESTS.values())
+    asked = [turn.question for pair in told for turn in pair.dialogue if turn.question not in requests]
+    kinds = {read_question(question)[0] for question in asked}
+    assert kinds == {"colour", "shape", "texture", "size", "cell", "object", "count"}
+
+
 # ------------------------------------------------------------------------------------------------ splits apart
 
 
@@ -294,12 +333,14 @@ def test_other_numbers_replace_what_is_there(write: Callable[..., Path], tmp_pat
 def test_a_folder_that_was_removed_is_written_again(write: Callable[..., Path]) -> None:
     out = write()
     before = contents(out)
+    (out / "dialogues.parquet").unlink()
+    assert contents(write()) == before
     (out / "MMEB-eval").rename(out / "gone")
     assert contents(write() / "MMEB-eval") == contents(out / "gone")
     assert contents(out).keys() >= before.keys()
 
 
-@pytest.mark.parametrize("where", ["_write_train", "_write_eval"])
+@pytest.mark.parametrize("where", ["_write_train", "_write_eval", "_write_dialogues"])
 def test_a_run_that_was_killed_is_done_again(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -335,7 +376,12 @@ def a_file(out: Path) -> None:
     out.write_text("mine")
 
 
-@pytest.mark.parametrize("make", [foreign_folder, foreign_mark, foreign_both, broken_mark, a_file])
+def foreign_dialogues(out: Path) -> None:
+    out.mkdir()
+    (out / "dialogues.parquet").write_text("mine")
+
+
+@pytest.mark.parametrize("make", [foreign_dialogues, foreign_folder, foreign_mark, foreign_both, broken_mark, a_file])
 def test_what_others_wrote_is_refused_and_kept(
     write: Callable[..., Path], tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
