@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import cocoa.preview
 from cocoa.adapters import add_adapters
+from cocoa.backbone import Form
 from cocoa.cli import app
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.errors import CocoaError
@@ -79,7 +80,7 @@ def both(request, recipe, found, tiny_backbone_path):
 def real_trainer(recipe, index, backbone_path):
     stage = recipe.stages[index]
     args = recipe.arguments(stage, recipe.output_dir / "trainer", disable_tqdm=True)
-    backbone = load_stage_backbone(recipe, stage, str(backbone_path), args)
+    backbone = load_stage_backbone(recipe, stage, str(backbone_path), args.form(None))
     data = stage_data(stage, backbone, args)
     if recipe.lora is not None:
         add_adapters(backbone.model, recipe.lora, [] if index == CONTRASTIVE else [backbone.mask_token_id])
@@ -335,8 +336,7 @@ def test_a_stages_own_mistakes_are_named(recipe, tmp_path, photo_data):
 
 
 def test_no_weights_are_loaded(recipe, found):
-    args = recipe.arguments(recipe.stages[0], recipe.output_dir)
-    backbone = load_stage_backbone(recipe, recipe.stages[0], recipe.backbone, args, weights=False)
+    backbone = load_stage_backbone(recipe, recipe.stages[0], recipe.backbone, Form(), weights=False)
     assert {parameter.device.type for parameter in backbone.model.parameters()} == {"meta"}
     assert len(found.stages) == 3, "made from a folder without weight files"
 

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from cocoa.backbone import EMBEDDED, Form
-from cocoa.pipeline import add_stage_adapters, build_trainer, load_stage_backbone
+from cocoa.pipeline import add_stage_adapters, build_trainer, load_stage_backbone, stage_forms
 from cocoa.recipe import load_recipe
 from cocoa.stage_data import stage_data
 
@@ -90,11 +90,9 @@ def test_a_recipe_that_ships_builds_all_its_objects(path, tiny_backbone_path, ph
     recipe = load_recipe(path, fitted(path, backbone, photo_data / "MMEB-train", dialogue_file))
     assert [stage.name for stage in recipe.stages] == [stage.name for stage in written.stages]
     assert recipe.lora == written.lora and recipe.image == written.image
-    for stage in recipe.stages:
+    for stage, form in zip(recipe.stages, stage_forms(recipe), strict=True):
         args = recipe.arguments(stage, tmp_path)
-        if stage.name == "contrastive" and getattr(args, "pooling", None) == "compression":
-            args.compression_tokens = 4  # as the stage before it would have left
-        loaded = load_stage_backbone(recipe, stage, recipe.backbone, args)
+        loaded = load_stage_backbone(recipe, stage, recipe.backbone, form)
         data = stage_data(stage, loaded, args)
         add_stage_adapters(recipe, loaded, args)
         trainer = build_trainer(stage, loaded, data, args)

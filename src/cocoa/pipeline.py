@@ -24,7 +24,7 @@ from peft import PeftModel
 from transformers import set_seed
 
 from cocoa.adapters import adapted_layers, add_adapters, describe, merge_adapters
-from cocoa.backbone import Backbone, load_backbone
+from cocoa.backbone import Backbone, Form, load_backbone
 from cocoa.checkpoint import LOG_NAME, as_sentence_transformer, read_record, recorded_form, save_checkpoint
 from cocoa.embedding import Embedder
 from cocoa.errors import CocoaError
@@ -54,13 +54,12 @@ def train(recipe: Recipe) -> Path:
     state = this_process()
     with _owned(recipe.output_dir, state.is_main_process):
         done = [_is_done(recipe, index) for index in range(len(recipe.stages))]
-        for stage in recipe.stages:
-            recipe.arguments(stage, recipe.output_dir)  # a mistake in a later stage is found before the first one
+        forms = stage_forms(recipe)  # a mistake in a later stage is found before the first one
         source = recipe.backbone
         for index, stage in enumerate(recipe.stages):
             folder = stage_folder(recipe, index)
             if not done[index]:
-                run_stage(recipe, index, source)
+                run_stage(recipe, index, source, forms[index])
                 gc.collect()  # trainers refer to themselves; the next stage needs the memory
             else:
                 logger.info("stage %s is done: %s", stage.name, folder)
@@ -79,8 +78,8 @@ def stage_folders(recipe: Recipe) -> list[Path]:
     return [stage_folder(recipe, index) for index in range(len(recipe.stages))]
 
 
-def run_stage(recipe: Recipe, index: int, source: str) -> None:
-    """Train one stage from the checkpoint `source`, and write its own."""
+def run_stage(recipe: Recipe, index: int, source: str, form: Form) -> None:
+    """Train one stage from the checkpoint `source`, read as `form` says, and write its own."""
     stage, state = recipe.stages[index], this_process()
     trainer_folder = recipe.output_dir / "trainer" / f"{index + 1}-{stage.name}"
     if state.is_main_process:
@@ -89,7 +88,7 @@ def run_stage(recipe: Recipe, index: int, source: str) -> None:
     args = recipe.arguments(stage, trainer_folder, disable_tqdm=not noisy)
 
     set_seed(recipe.seed)
-    backbone = load_stage_backbone(recipe, stage, source, args)
+    backbone = load_stage_backbone(recipe, stage, source, form)
     data = stage_data(stage, backbone, args)
     what = describe(adapted_layers(backbone.model, recipe.lora)) if recipe.lora else "all weights"
     adapters = add_stage_adapters(recipe, backbone, args)
@@ -117,16 +116,33 @@ def run_stage(recipe: Recipe, index: int, source: str) -> None:
     state.wait_for_everyone()
 
 
-def load_stage_backbone(
-    recipe: Recipe, stage: Stage, source: str, args: StageArguments, weights: bool = True
-) -> Backbone:
-    """The backbone as the stage reads it (attention, pooling), with its training budget.
+def stage_forms(recipe: Recipe) -> list[Form]:
+    """How each stage reads its backbone: as it says, else as the stage before it left it.
+
+    Raises:
+        CocoaError: a mistake in a stage's arguments, or another number of compression tokens than there are by then.
+    """
+    forms: list[Form] = []
+    known = recorded_form(recipe.backbone)
+    for stage in recipe.stages:
+        form = recipe.arguments(stage, recipe.output_dir).form(known)
+        there = known.compression_tokens if known else 0
+        if there and form.compression_tokens not in (0, there):
+            raise CocoaError(
+                f"stages.{stage.name}: compression_tokens: {form.compression_tokens}, but there are {there}"
+            )
+        forms.append(form)
+        known = form
+    return forms
+
+
+def load_stage_backbone(recipe: Recipe, stage: Stage, source: str, form: Form, weights: bool = True) -> Backbone:
+    """The backbone as the stage reads it, with its training budget.
 
     Raises:
         CocoaError: see `load_backbone`; the message names the stage.
     """
     try:
-        form = args.form(recorded_form(source))
         return load_backbone(source, stage.image.train(), recipe.load_dtype, weights=weights, **form._asdict())
     except CocoaError as error:
         raise CocoaError(f"stages.{stage.name}: {error}") from None

@@ -17,11 +17,11 @@ import torch
 
 from cocoa.adapters import adapted_layers, describe
 from cocoa.attention import eos_bridged
-from cocoa.backbone import Backbone
+from cocoa.backbone import Backbone, Form
 from cocoa.errors import CocoaError
 from cocoa.estimate import Estimate
 from cocoa.pairs import ContentPair, Pair
-from cocoa.pipeline import load_stage_backbone
+from cocoa.pipeline import load_stage_backbone, stage_forms
 from cocoa.preview_cost import estimate_stage, rows_at_once, stage_model, trained_by_place
 from cocoa.preview_samples import Measured, Sample, StageDataset, measure, sample
 from cocoa.recipe import Recipe, Stage
@@ -150,12 +150,13 @@ def preview(recipe: Recipe, tflops: float = 400.0, devices: int = 1) -> Preview:
     """
     if tflops <= 0 or devices < 1:
         raise CocoaError("preview: tflops must be more than 0, and devices 1 or more")
-    return Preview(recipe, [_stage(recipe, stage, tflops, devices) for stage in recipe.stages])
+    stages = zip(recipe.stages, stage_forms(recipe), strict=True)
+    return Preview(recipe, [_stage(recipe, stage, form, tflops, devices) for stage, form in stages])
 
 
-def _stage(recipe: Recipe, stage: Stage, tflops: float, devices: int) -> StagePreview:
+def _stage(recipe: Recipe, stage: Stage, form: Form, tflops: float, devices: int) -> StagePreview:
     args = recipe.arguments(stage, recipe.output_dir / "trainer", disable_tqdm=True, use_cpu=True)
-    backbone = load_stage_backbone(recipe, stage, recipe.backbone, args, weights=False)
+    backbone = load_stage_backbone(recipe, stage, recipe.backbone, form, weights=False)
     data = stage_data(stage, backbone, args)
     rows: Sequence[Pair | ContentPair] = data.rows or data.pairs
     draw = random.Random(f"{recipe.seed}/{stage.name}/preview")
