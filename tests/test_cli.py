@@ -117,6 +117,22 @@ MISTAKES = {
         ["scenes", "--output", "{}/data"],
         ["{}/data/MMEB-train: not written by `cocoa scenes`", "choose another"],
     ),
+    "dialogues: no source": (
+        ["dialogues", "mini-qwen2-vl", "{}/none", "--output", "{}/spoken"],
+        ["{}/none: no such file or folder; name a folder of images"],
+    ),
+    "dialogues: no model": (
+        ["dialogues", "{}/none", "{}/data", "--output", "{}/spoken"],
+        ["model {}/none: cannot be read", "or one of mini-qwen2-vl"],
+    ),
+    "dialogues: nothing to write": (
+        ["dialogues", "mini-qwen2-vl", "{}/data", "--output", "{}/spoken", "--write", "questions"],
+        ["write 'questions': choose dialogues, captions, both"],
+    ),
+    "dialogues: no prompts": (
+        ["dialogues", "mini-qwen2-vl", "{}/data", "--output", "{}/spoken", "--prompts", "{}/unknown.yaml"],
+        ["unknown.yaml: prompts.backbone: unknown key", "there are: questions, answer, caption"],
+    ),
     "demo: no backbone": (
         ["demo", "--output", "{}/demo", "--backbone", "big"],
         ["'big'", "choose one of mini-qwen2-vl"],
@@ -230,5 +246,5 @@ def test_help_needs_no_heavy_import():
     assert done.returncode == 0, done.stderr
     *text, heavy = done.stdout.splitlines()
     assert heavy == "[]"
-    for command in ("train", "preview", "evaluate", "validate", "demo", "scenes"):
+    for command in ("train", "preview", "evaluate", "validate", "demo", "scenes", "dialogues"):
         assert any(command in line for line in text)
