@@ -65,6 +65,7 @@ def test_a_list_that_was_cut_off_is_dropped_whole() -> None:
         ("name it.", "no question mark at its end"),
         ("what is it? say so.", "no question mark at its end"),
         ("Where is it ?", "repeated question"),
+        ("...?", "empty"),
         (LONG, "question too long"),
     ],
 )

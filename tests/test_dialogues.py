@@ -97,6 +97,10 @@ def test_the_result_is_read_as_training_data(whole: Path, scenes: tuple[Path, di
     spoken = stage_rows(pairs.pairs, "compression")
     told = stage_rows(pairs.pairs, "joint_reconstruction")
     assert len(told) == SCENES
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["images"]["kept"] == SCENES  # with a caption, if not with a dialogue
+    assert summary["dialogues"]["kept"] + sum(summary["dialogues"]["dropped"].values()) == SCENES
+    assert summary["dialogues"]["kept"] == len(spoken) and summary["turns"]["kept"] == sum(len(r.turns) for r in spoken)
     assert len(spoken) == sum(row["dialogue"] is not None for row in rows(whole))
     for row in spoken:
         assert isinstance(row.side.image, str) and Path(row.side.image).parent == scenes[0]
@@ -318,6 +322,7 @@ def test_what_is_dropped_is_counted_by_its_reason(tmp_path: Path) -> None:
         "kept": 2,
         "dropped": {"answer: empty": 4, "question: no question mark at its end": 1},
     }
+    assert summary["dialogues"] == {"found": 0, "kept": 1, "dropped": summary["images"]["dropped"]}
     (row,) = rows(tmp_path / "out")
     assert row["image_path"] == str(source / "2.png")
     assert [Turn(**turn) for turn in row["dialogue"]] == [Turn("a?", "yes"), Turn("c?", "yes")]

@@ -187,9 +187,10 @@ def dialogues(
     summary = write_dialogues(Settings(model, str(source), said, *options), output)
     leave()
     if _is_main_process():
-        images, turns, captions = (summary[key] for key in ("images", "turns", "captions"))
+        images, spoken, turns, captions = (summary[key] for key in ("images", "dialogues", "turns", "captions"))
         console.print(
-            f"{images['kept']} of {images['found']} images, {turns['kept']} turns, {captions['kept']} captions; "
+            f"{images['kept']} of {images['found']} images: {spoken['kept']} dialogues of {turns['kept']} turns, "
+            f"{captions['kept']} captions; "
             f"what was left out and why: {escape(str(output / SUMMARY_NAME))}",
             soft_wrap=True,
         )

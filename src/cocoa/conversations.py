@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 from PIL import Image
@@ -14,7 +16,7 @@ from cocoa.backbone import EMBEDDED
 from cocoa.dialogue_parsing import Dropped, Reply, answer_fault, bounds, caption_fault, parse_questions
 from cocoa.errors import CocoaError
 from cocoa.generation import Conversation, Engine
-from cocoa.image_listing import Picture
+from cocoa.image_listing import Listing, Picture
 from cocoa.pairs import Turn
 from cocoa.parsing import build
 
@@ -155,3 +157,53 @@ def _ask(
     engine: Engine, conversations: list[Conversation], max_new_tokens: int, temperature: float = 0.0, seed: int = 0
 ) -> list[Reply]:
     return engine(conversations, max_new_tokens, temperature, seed) if conversations else []
+
+
+def reason_to_drop(outcome: Outcome, write: str) -> str:
+    """Why a picture is not in the result; empty if it is: it has what was to be written, with `both` one of the two."""
+    has = {"dialogues": bool(outcome.turns), "captions": bool(outcome.caption)}
+    if has.get(write, any(has.values())):
+        return ""
+    reasons = {dropped.what: dropped.reason for dropped in outcome.dropped}
+    if write == "captions":
+        return f"caption: {reasons['caption']}"
+    return f"questions: {reasons['questions']}" if "questions" in reasons else "no turn left"
+
+
+def counts(listing: Listing, outcomes: Sequence[Outcome], write: str) -> dict[str, Any]:
+    """How many images, dialogues, turns and captions there are, and how many were dropped, by reason.
+
+    Args:
+        listing: what the source holds.
+        outcomes: of its pictures.
+        write: what was to be written.
+    """
+    reasons = [reason_to_drop(outcome, write) for outcome in outcomes]
+    unspoken = [reason_to_drop(outcome, "dialogues") for outcome in outcomes if write != "captions"]
+    kept = [outcome for outcome, reason in zip(outcomes, reasons, strict=True) if not reason]
+    dropped = [text for outcome in outcomes for text in outcome.dropped]
+    return {
+        "images": {
+            "found": len(listing.pictures) + listing.duplicates + len(listing.unreadable),
+            "unreadable": len(listing.unreadable),
+            "duplicates": listing.duplicates,
+            "kept": len(kept),
+            "dropped": Counter(reason for reason in reasons if reason),
+        },
+        "dialogues": {
+            "found": sum(bool(picture.turns) for picture in listing.pictures),
+            "kept": sum(bool(outcome.turns) for outcome in kept),
+            "dropped": Counter(reason for reason in unspoken if reason),
+        },
+        "turns": {
+            "kept": sum(len(outcome.turns) for outcome in kept),
+            "dropped": Counter(
+                f"{text.what}: {text.reason}" for text in dropped if text.what in ("question", "answer")
+            ),
+        },
+        "captions": {
+            "found": sum(bool(picture.caption) for picture in listing.pictures),
+            "kept": sum(bool(outcome.caption) for outcome in kept),
+            "dropped": Counter(text.reason for text in dropped if text.what == "caption"),
+        },
+    }

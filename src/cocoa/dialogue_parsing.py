@@ -72,7 +72,9 @@ def parse_questions(reply: Reply, least: int, most: int) -> tuple[list[str], lis
         return nothing(f"more than {most} questions")
     kept: dict[str, str] = {}
     for question in (line[2] for line in lines if line is not None):
-        if not question.endswith("?"):
+        if not _words(question):
+            dropped.append(Dropped("question", EMPTY, question))
+        elif not question.endswith("?"):
             dropped.append(Dropped("question", NO_MARK, question))
         elif len(question) > QUESTION_LENGTH:
             dropped.append(Dropped("question", TOO_LONG, question))

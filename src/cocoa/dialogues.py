@@ -13,7 +13,6 @@ import logging
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from PIL import Image
 from rich.progress import Progress
 
 from cocoa.checkpoint import versions, write_json
-from cocoa.conversations import Outcome, Prompts, Request, converse
+from cocoa.conversations import Outcome, Prompts, Request, converse, counts, reason_to_drop
 from cocoa.dialogue_files import DIALOGUE, FILE_NAME, as_records, unfinished, write_dialogues_file, write_table
 from cocoa.dialogue_parsing import Dropped
 from cocoa.embedding import prepared
@@ -128,7 +127,9 @@ def write_dialogues(settings: Settings, output: Path, engine: Engine | None = No
     listing = list_pictures(Path(settings.source), output)
     batches = plan(listing.pictures, settings.batch_size, output)
     missing = [batch for batch in batches if not batch.shard.exists()]
-    logger.info("%d images in %d batches; to ask about: %d", len(listing.pictures), len(batches), len(missing))
+    left_out = f"{listing.duplicates} duplicates, {len(listing.unreadable)} unreadable"
+    logger.info("%d images (left out: %s) in %d batches", len(listing.pictures), left_out, len(batches))
+    logger.info("%d batches to ask about", len(missing))
     state.wait_for_everyone()  # before anyone writes: all must see the same shards missing
     mine = missing[state.process_index :: state.num_processes]
     if mine:
@@ -225,49 +226,6 @@ def read_shard(path: Path) -> list[Outcome]:
     ]
 
 
-def reason_to_drop(outcome: Outcome, write: str) -> str:
-    """Why a picture is not in the result; empty if it is: it has what was to be written, with `both` one of the two."""
-    has = {"dialogues": bool(outcome.turns), "captions": bool(outcome.caption)}
-    if has.get(write, any(has.values())):
-        return ""
-    reasons = {dropped.what: dropped.reason for dropped in outcome.dropped}
-    if write == "captions":
-        return f"caption: {reasons['caption']}"
-    return f"questions: {reasons['questions']}" if "questions" in reasons else "no turn left"
-
-
-def counts(listing: Listing, outcomes: Sequence[Outcome], reasons: Sequence[str]) -> dict[str, Any]:
-    """How many images, turns and captions there are, and how many were dropped, by reason.
-
-    Args:
-        listing: what the source holds.
-        outcomes: of its pictures.
-        reasons: why each is not in the result; empty for those that are.
-    """
-    kept = [outcome for outcome, reason in zip(outcomes, reasons, strict=True) if not reason]
-    dropped = [text for outcome in outcomes for text in outcome.dropped]
-    return {
-        "images": {
-            "found": len(listing.pictures) + listing.duplicates + len(listing.unreadable),
-            "unreadable": len(listing.unreadable),
-            "duplicates": listing.duplicates,
-            "kept": len(kept),
-            "dropped": Counter(reason for reason in reasons if reason),
-        },
-        "turns": {
-            "kept": sum(len(outcome.turns) for outcome in kept),
-            "dropped": Counter(
-                f"{text.what}: {text.reason}" for text in dropped if text.what in ("question", "answer")
-            ),
-        },
-        "captions": {
-            "found": sum(bool(picture.caption) for picture in listing.pictures),
-            "kept": sum(bool(outcome.caption) for outcome in kept),
-            "dropped": Counter(text.reason for text in dropped if text.what == "caption"),
-        },
-    }
-
-
 def _join(
     settings: Settings, output: Path, listing: Listing, batches: Sequence[Batch], started: float
 ) -> dict[str, Any]:
@@ -277,24 +235,23 @@ def _join(
         CocoaError: no picture is left.
     """
     outcomes = [outcome for batch in batches for outcome in read_shard(batch.shard)]
-    reasons = [reason_to_drop(outcome, settings.write) for outcome in outcomes]
     summary = {
         "settings": json.loads((output / SETTINGS_NAME).read_text(encoding="utf-8")),
-        **counts(listing, outcomes, reasons),
+        **counts(listing, outcomes, settings.write),
         "unreadable": listing.unreadable,
         "versions": versions(),
         "seconds": round(time.monotonic() - started, 1),
     }
     write_json(output / SUMMARY_NAME, summary)
-    if all(reasons):
+    if not summary["images"]["kept"]:
         said = ", ".join(f"{reason} ({count})" for reason, count in summary["images"]["dropped"].items())
         raise CocoaError(
             f"{output}: nothing that the model wrote can be used: {said}; see {SHARDS}, try other --prompts"
         )
     rows = [
         (relative_path(picture.path, output), outcome.caption, outcome.turns)
-        for picture, outcome, reason in zip(listing.pictures, outcomes, reasons, strict=True)
-        if not reason
+        for picture, outcome in zip(listing.pictures, outcomes, strict=True)
+        if not reason_to_drop(outcome, settings.write)
     ]
     write_dialogues_file(output / FILE_NAME, rows)
     return summary
