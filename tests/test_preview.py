@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from short_run import short_recipe
 from toy import VISION
 from typer.testing import CliRunner
 
@@ -429,3 +430,39 @@ def test_what_does_not_print_is_made_visible():
     masked = [Token(1, "<|mask|>", "masked", target_id=2, target=" red"), Token(3, " cup", "text")]
     masked.append(Token(1, "<|mask|>", "masked", target_id=4, target=" "))
     assert tokens_text(masked).plain == " ‹red› cup ‹␣›"
+
+
+# ------------------------------------------------------------------------------------------------- compression
+
+
+def test_a_dialogue_is_shown_behind_its_compression_tokens(tiny_backbone_path, photo_data, tmp_path):
+    """The second stage takes over the form that the first one would leave."""
+    images = sorted((photo_data / "MMEB-train").rglob("*.jpg"))[:8]
+    turns = [{"question": "what is red?", "answer": "the cup"}, {"question": "how many?", "answer": "two"}]
+    path = tmp_path / "talks.jsonl"
+    path.write_text("".join(json.dumps({"image_path": str(image), "dialogue": turns}) + "\n" for image in images))
+    content = short_recipe(tiny_backbone_path(), photo_data, tmp_path / "run", "dora")
+    options = {"batch_size": 4, "compression_tokens": 3, "data": {"train": str(path), "validation_rows": 0}}
+    content["stages"] = [{"compression": options}, content["stages"][2]]
+    found = preview(parse_recipe(content))
+    compression, contrastive = found.stages
+    assert compression.attention == "causal; the dialogue sees the 3 compression tokens and nothing before them"
+    assert contrastive.attention == "causal; embedding: mean of the compression tokens"
+    assert compression.trainable["rows of new tokens"] == contrastive.trainable["rows of new tokens"] == 3 * 64
+    for sample in compression.samples:
+        blocks = sample.parts[0].blocks()
+        assert [block for block, _ in blocks] == ["A", "C", "dialogue"]
+        assert [(token.text, token.count) for token in blocks[1][1]] == [("3 compression tokens", 3)]
+        answers = "".join(token.text for token in blocks[2][1] if token.kind == "answer")
+        assert answers == "the cup<|im_end|>two<|im_end|>"
+        assert compression.measured.counts["sequence"]["answers"][0] == sum(
+            token.kind == "answer" for token in blocks[2][1]
+        )
+    for sample in contrastive.samples:
+        assert all(part.tokens[-1].text == "3 compression tokens" for part in sample.parts)
+    page = to_html(found)
+    assert "C1 … CK" in page and 'class="answer"' in page
+    assert compression.measured.shortened == 0
+    content["stages"][0]["compression"]["max_length"] = compression.measured.longest("total") - 1
+    cut = preview(parse_recipe(content)).stages[0].measured
+    assert cut.shortened > 0 and cut.longest("total") < compression.measured.longest("total")
