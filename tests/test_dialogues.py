@@ -252,6 +252,8 @@ def test_a_run_that_wrote_nothing_claims_nothing(
 ) -> None:
     with pytest.raises(CocoaError, match="none: no such file or folder"):
         write_dialogues(settings(tmp_path / "none"), tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        write_dialogues(settings(scenes[0]), tmp_path / "out", Counting(engine, 0))
     assert write_dialogues(settings(scenes[0], write="captions"), tmp_path / "out", engine)["images"]["kept"]
 
 
@@ -299,6 +301,14 @@ def test_images_in_parquet_files_go_with_the_result(tmp_path: Path) -> None:
     (tmp_path / "out").rename(tmp_path / "moved")
     for pair, content in zip(read_file(tmp_path / "moved" / "dialogues.parquet").pairs, contents, strict=True):
         assert Path(str(pair.query.image)).read_bytes() == content["bytes"]
+
+
+def test_images_in_a_folder_below_the_result_go_with_it_too(tmp_path: Path) -> None:
+    (tmp_path / "out" / "mine" / "deep").mkdir(parents=True)
+    for i, image in enumerate(toy_pictures(2)):
+        image.save(tmp_path / "out" / "mine" / "deep" / f"{i}.png")
+    write_dialogues(settings(tmp_path / "out" / "mine", write="captions"), tmp_path / "out", silent(lambda said: "x"))
+    assert [row["image_path"] for row in rows(tmp_path / "out")] == ["mine/deep/0.png", "mine/deep/1.png"]
 
 
 def test_what_is_dropped_is_counted_by_its_reason(tmp_path: Path) -> None:

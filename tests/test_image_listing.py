@@ -84,6 +84,7 @@ def test_what_lies_in_the_output_is_no_source(source: Path) -> None:
     (source / "out").mkdir()
     PICTURES[3].save(source / "out" / "three.png")
     assert len(list_pictures(source, source / "out").pictures) == 3
+    assert len(list_pictures(source / "b", source).pictures) == 2  # a source inside of the output is one
     with pytest.raises(CocoaError, match="same folder; choose another --output"):
         list_pictures(source, source / "b" / "..")
 

@@ -162,7 +162,7 @@ def _claim(settings: Settings, output: Path) -> None:
     wanted["source"] = os.path.abspath(settings.source)
     mark = output / SETTINGS_NAME
     try:
-        if (output / SHARDS).exists() or (output / FILE_NAME).exists():
+        if any((output / SHARDS).glob("*.parquet")) or (output / FILE_NAME).exists():
             if not mark.is_file():
                 raise CocoaError(f"{output}: holds {FILE_NAME} or {SHARDS} of something else; choose another --output")
             found = json.loads(mark.read_text(encoding="utf-8"))

@@ -93,8 +93,8 @@ def list_pictures(source: Path, output: Path) -> Listing:
     Args:
         source: a folder of images (any depth) or of parquet files, a parquet file with a column `image` (as the
             library `datasets` writes it, or bytes, or paths) or `image_path` and perhaps `caption` and `dialogue`, or
-            a JSONL, JSON or CSV file with these three keys. Paths are relative to the file's folder. What lies
-            below `output` is no source.
+            a JSONL, JSON or CSV file with these three keys. Paths are relative to the file's folder. An
+            `output` inside the folder is no part of it.
         output: its `images` is where images that lie in parquet files are written.
 
     Raises:
@@ -135,8 +135,10 @@ def _files(source: Path, output: Path) -> tuple[list[_Row], list[Path]]:
     """The image files and the parquet files below a folder, in the order of their paths."""
     if output.resolve() == source.resolve():
         raise CocoaError(f"{source}: source and output are the same folder; choose another --output")
-    own = os.path.abspath(output)
-    paths = [path for path in source.rglob("*") if path.is_file() and not path.absolute().is_relative_to(own)]
+    own = output.resolve() if output.resolve().is_relative_to(source.resolve()) else None
+    paths = [path for path in source.rglob("*") if path.is_file()]
+    if own is not None:
+        paths = [path for path in paths if not path.resolve().is_relative_to(own)]
     paths.sort(key=lambda path: path.relative_to(source).as_posix())
     files = [os.path.abspath(path) for path in paths if path.suffix.lower() in SUFFIXES]
     images = [_Row(file, file) for file in files]
