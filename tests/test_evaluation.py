@@ -169,6 +169,7 @@ def test_the_photographs_are_scored_in_every_form(tiny_backbone_path, photo_data
     names = [dataset.name for dataset in read_eval(photo_data / "MMEB-eval")]
     assert list(result["datasets"]) == names and len(names) == 8
     written = {f"{name}_score.json" for name in names} | {"summary.json", "leaderboard.json", "table.md", "embeddings"}
+    written.add("ranks.parquet")
     assert {path.name for path in tmp_path.iterdir()} == written
     assert result["averages"]["OOD"]["datasets"] == 2  # EDIS, RefCOCO-Matching
     assert result["image"] == {"tokens": [4, 576], "resize": "aspect"}

@@ -198,6 +198,25 @@ def dialogues(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="--output of evaluate, or output_dir of train.")],
+    *,
+    datasets: Annotated[bool, typer.Option("--datasets", help="Show every data set too.")] = False,
+    output: Annotated[Path | None, typer.Option(metavar="FILE.md", help="The table as markdown too.")] = None,
+    json_output: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="All numbers.")] = None,
+    resamples: Annotated[int, typer.Option(min=1, help="Of the queries, for the intervals.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the resamples.")] = 0,
+) -> None:
+    """Set runs beside the first of them: scores with intervals of the difference, seconds, tokens, memory."""
+    from cocoa import compare as comparison
+    from cocoa import compare_table
+
+    found = comparison.compare(runs, resamples, seed)
+    compare_table.show(console, found, datasets)
+    compare_table.write(found, datasets, output, json_output)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/demo"),
     backbone: Annotated[str, typer.Option(help="mini-qwen2-vl or mini-qwen2.5-vl.")] = "mini-qwen2-vl",

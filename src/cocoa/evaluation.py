@@ -23,7 +23,7 @@ from cocoa.eval_inputs import Inputs, distinct_inputs, with_images_present, with
 from cocoa.metrics import metrics, rank
 from cocoa.mmeb_eval import EvalDataset, read_eval
 from cocoa.processes import this_process
-from cocoa.scores import write_scores
+from cocoa.scores import write_ranks, write_scores
 
 logger = logging.getLogger(__name__)
 
@@ -102,9 +102,12 @@ def evaluate(
     }
     if not this_process().is_main_process:
         return {}
-    scores = score(found, (embeddings[place] for place in inputs.places))
+    ranks = rank_all(found, (embeddings[place] for place in inputs.places))
+    scores = {name: metrics(own) for name, own in ranks.items()}
     for name, count in bad.left_out().items():
         scores[name]["num_data"] += count
+    numbers = {each.name: [each.number(row) for row in range(len(each.queries))] for each in found}
+    write_ranks(Path(output), ranks, numbers)
     return write_scores(Path(output), scores, about)
 
 
@@ -158,7 +161,12 @@ def encode_missing(inputs: Inputs, embedder: Embedder, cache: EmbeddingCache, ba
 
 def score(found: Sequence[EvalDataset], embeddings: Iterable[Tensor]) -> dict[str, dict[str, float]]:
     """The metrics of each data set from the (inputs, D) embeddings of each."""
-    return {each.name: metrics(rank(each, rows)) for each, rows in zip(found, embeddings, strict=True)}
+    return {name: metrics(ranks) for name, ranks in rank_all(found, embeddings).items()}
+
+
+def rank_all(found: Sequence[EvalDataset], embeddings: Iterable[Tensor]) -> dict[str, Tensor]:
+    """The ranks (queries,) of each data set from the (inputs, D) embeddings of each."""
+    return {each.name: rank(each, rows) for each, rows in zip(found, embeddings, strict=True)}
 
 
 def data_hash(dataset: EvalDataset, keys: Sequence[bytes]) -> str:

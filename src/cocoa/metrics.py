@@ -112,11 +112,7 @@ def summary(scores: dict[str, dict[str, float]]) -> dict[str, Any]:
     """
     hits = {name: 100 * score["hit@1"] for name, score in scores.items()}
     known = {entry.name: value for name, value in hits.items() if (entry := find_dataset(name)) is not None}
-    groups: dict[str, list[str]] = {}
-    table = next((table for table in TABLES if known.keys() & datasets(table).keys()), TABLES[0])
-    for entry in datasets(table).values():
-        for group in (entry.meta_task, "OOD" if entry.ood else "IND", "All"):
-            groups.setdefault(group, []).append(entry.name)
+    groups = group_members(known)
     averages = {}
     for group in GROUPS:
         there = [known[name] for name in groups[group] if name in known]
@@ -127,6 +123,17 @@ def summary(scores: dict[str, dict[str, float]]) -> dict[str, Any]:
             "missing": [name for name in groups[group] if name not in known],
         }
     return {"datasets": hits, "averages": averages}
+
+
+def group_members(names: Iterable[str]) -> dict[str, list[str]]:
+    """The data sets that each average is over: those of the first table (MMEB's, then scenes') with any of `names`."""
+    wanted = set(names)
+    table = next((table for table in TABLES if wanted & datasets(table).keys()), TABLES[0])
+    groups: dict[str, list[str]] = {group: [] for group in GROUPS}
+    for entry in datasets(table).values():
+        for group in (entry.meta_task, "OOD" if entry.ood else "IND", "All"):
+            groups[group].append(entry.name)
+    return groups
 
 
 def _mean(values: Iterable[float]) -> float | None:

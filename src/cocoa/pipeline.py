@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from peft import PeftModel
 from transformers import set_seed
 
+from cocoa.account import history
 from cocoa.adapters import adapted_layers, add_adapters, describe, merge_adapters
 from cocoa.backbone import Backbone, Form, load_backbone
 from cocoa.checkpoint import LOG_NAME, as_sentence_transformer, read_record, recorded_form, save_checkpoint
@@ -107,6 +108,8 @@ def run_stage(recipe: Recipe, index: int, source: str, form: Form) -> None:
             "options": stage.options,
             "seed": recipe.seed,
             "steps": trainer.state.global_step,
+            **trainer.account,
+            "history": history(source),
             "rows": dict(data.datasets()),
             "left_out": {dataset: dict(reasons) for dataset, reasons in data.left_out.items()},
             "trained": what,

@@ -1,7 +1,8 @@
 """What an evaluation leaves in its folder: score files that other tools read, and a table beside published numbers.
 
 `<dataset>_score.json` is flat, as VLM2Vec's; `leaderboard.json` is what MMEB's leaderboard takes; `table.md` is for
-people. All of them say which model and data they are of.
+people. All of them say which model and data they are of. `ranks.parquet` has the rank of every query's right candidate,
+from which hit@1 and the rest come (`cocoa compare` pairs the queries of two runs by it).
 """
 
 from __future__ import annotations
@@ -12,15 +13,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
+from torch import Tensor
 
 from cocoa.catalogue import datasets
 from cocoa.checkpoint import write_json
+from cocoa.errors import CocoaError
 from cocoa.metrics import GROUPS, summary
 
 ABOUT = ("model", "model_hash", "recipe", "split", "image", "prompt_style", "max_length", "versions")
 """What every file says about how its numbers came about, beside the hash of the data."""
 BAD_ROWS_SHOWN = 20
+SUMMARY_NAME, RANKS_NAME = "summary.json", "ranks.parquet"
 MISSING = "FILE_N/A"
 """What the leaderboard writes in place of a data set that was not scored."""
 
@@ -41,10 +48,46 @@ def write_scores(output: Path, scores: dict[str, dict[str, float]], about: dict[
             facts["data_hash"] = about["data_hash"][name]
         write_json(output / f"{name}_score.json", {**score, "about": facts})
     result = summary(scores) | about
-    write_json(output / "summary.json", result)
+    write_json(output / SUMMARY_NAME, result)
     write_json(output / "leaderboard.json", leaderboard(scores, about))
     (output / "table.md").write_text(markdown(result), encoding="utf-8")
     return result
+
+
+def write_ranks(output: Path, ranks: dict[str, Tensor], numbers: dict[str, list[int]]) -> None:
+    """Write the file of ranks: `dataset`, `row`, `rank`; rows that were left out as bad are not in it.
+
+    Args:
+        output: made where it does not exist.
+        ranks: of each data set, the (queries,) that `cocoa.metrics.rank` gives.
+        numbers: where each query stands in its data set's file.
+    """
+    names = list(ranks)
+    columns = {
+        "dataset": np.repeat(names, [len(ranks[name]) for name in names]),
+        "row": np.concatenate([np.array(numbers[name], np.int32) for name in names]),
+        "rank": np.concatenate([ranks[name].numpy().astype(np.int32) for name in names]),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), output / RANKS_NAME)
+
+
+def read_ranks(output: Path) -> dict[str, np.ndarray]:
+    """The ranks (queries,) of each data set in the order of its rows, from an evaluation's folder; empty without file.
+
+    Raises:
+        CocoaError: the file cannot be read.
+    """
+    path = output / RANKS_NAME
+    if not path.is_file():
+        return {}
+    try:
+        table = pq.read_table(path, columns=["dataset", "rank"])
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise CocoaError(f"{path}: cannot be read ({reason}); evaluate again (cocoa evaluate)") from None
+    dataset, rank = (column.to_numpy() for column in table.columns)
+    return {name: rank[dataset == name] for name in dict.fromkeys(dataset.tolist())}
 
 
 def leaderboard(scores: dict[str, dict[str, float]], about: dict[str, Any]) -> dict[str, Any]:

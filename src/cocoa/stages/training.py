@@ -10,6 +10,7 @@ Written where the libraries are silently wrong or depend on the number of worker
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import (
     PrinterCallback,
@@ -31,7 +32,9 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
 
+from cocoa.account import Meter
 from cocoa.backbone import Form
 from cocoa.errors import CocoaError
 from cocoa.inputs import MAX_LENGTH
@@ -43,6 +46,7 @@ logger = logging.getLogger(__name__)
 _SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 WEIGHTS_NAME = "trainable.safetensors"
 COMPLETE_NAME = "complete"
+"""File in a trainer's checkpoint that is written last; it holds the account so far."""
 
 
 @dataclass
@@ -122,6 +126,8 @@ class _FollowEpoch(TrainerCallback):
 class StageTrainer(Trainer):
     """A `Trainer` whose checkpoints restore exactly, and whose batches do not depend on the machine.
 
+    Once trained, `account` holds seconds, tokens and peak memory of the run (see `cocoa.account`).
+
     Args:
         name: of the stage, for the progress line.
         sampler: the order of the rows of `train_dataset`.
@@ -161,7 +167,22 @@ class StageTrainer(Trainer):
             self.train(resume_from_checkpoint=str(last))
         else:  # stopped after its last step; the library would take one more
             self._load_from_checkpoint(str(last))
-            self.state = state
+            self.state, self.account = state, _account_at(last)
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> TrainOutput:
+        before = _account_at(Path(resume_from_checkpoint)) if resume_from_checkpoint else {}
+        self.meter = Meter(self.args.device, self.args.world_size, before)
+        output = super().train(resume_from_checkpoint, **kwargs)
+        self.account = self._account()
+        return output
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        self.meter.count(inputs)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def _account(self) -> dict[str, Any]:
+        """What the run has taken so far, over all processes and sessions; every process must ask."""
+        return self.meter.read(self.accelerator.gather(self.meter.mine()))
 
     def total_steps(self) -> int:
         """Optimiser steps of the whole run."""
@@ -189,14 +210,21 @@ class StageTrainer(Trainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)
-        self.accelerator.wait_for_everyone()
+        account = self._account()  # waits for everyone
         if self.is_world_process_zero():
-            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE_NAME).touch()
+            complete = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE_NAME
+            partial = complete.with_suffix(".partial")
+            partial.write_text(json.dumps(account), encoding="utf-8")
+            os.replace(partial, complete)
 
 
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The parameters that training changes, by name; shared ones once."""
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _account_at(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / COMPLETE_NAME).read_text(encoding="utf-8"))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
