@@ -231,7 +231,8 @@ def test_data_sets_to_score_may_follow_one_option(outcomes, folder):
     assert code == 0, err
     assert "\r" not in err and "it/s" not in err
     assert {path.name for path in (folder / "scores").iterdir()} == {
-        *("EDIS_score.json", "MSCOCO_t2i_score.json", "summary.json", "leaderboard.json", "table.md", "embeddings")
+        *("EDIS_score.json", "MSCOCO_t2i_score.json", "summary.json", "leaderboard.json", "table.md", "embeddings"),
+        "ranks.parquet",
     }
     summary = json.loads((folder / "scores" / "summary.json").read_text())
     assert list(summary["datasets"]) == ["EDIS", "MSCOCO_t2i"]
@@ -246,5 +247,5 @@ def test_help_needs_no_heavy_import():
     assert done.returncode == 0, done.stderr
     *text, heavy = done.stdout.splitlines()
     assert heavy == "[]"
-    for command in ("train", "preview", "evaluate", "validate", "demo", "scenes", "dialogues"):
+    for command in ("train", "preview", "evaluate", "validate", "demo", "scenes", "dialogues", "compare"):
         assert any(command in line for line in text)
