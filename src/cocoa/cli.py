@@ -18,6 +18,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
+from cocoa.cli_data import dialogues, is_main_process, mine, named_subsets, scenes, validate
 from cocoa.errors import CocoaError
 
 app = typer.Typer(
@@ -28,8 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console()
-SHOWN = 20
-"""Bad rows of a data set that are printed."""
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe; see recipes/ for examples.")]
 Overrides = Annotated[
@@ -47,7 +46,7 @@ def train(recipe: RecipePath, overrides: Overrides = None) -> None:
 
     final = run(load_recipe(recipe, overrides or []))
     leave()
-    if _is_main_process():
+    if is_main_process():
         console.print(f"done: [bold]{escape(str(final))}[/bold]", soft_wrap=True)
 
 
@@ -83,7 +82,7 @@ def evaluate(
     model: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
     more_subsets: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     *,
-    data: Annotated[Path, typer.Option(help="Folder in MMEB-eval's layout.")],
+    data: Annotated[Path, typer.Option(help="Folder in MMEB-eval's layout, or a file of pairs.")],
     output: Annotated[Path, typer.Option(help="Where score files are written.")],
     subsets: Annotated[list[str] | None, typer.Option(metavar="A B ...", help="Data sets to score; else all.")] = None,
     batch_size: Annotated[int, typer.Option(help="Inputs encoded at once; of short ones more.")] = 8,
@@ -98,10 +97,10 @@ def evaluate(
     from cocoa.processes import leave
     from cocoa.scores import short_name
 
-    wanted = _subsets("evaluate", subsets, more_subsets)
+    wanted = named_subsets("evaluate", subsets, more_subsets)
     result = run(model, data, output, wanted, batch_size, image_root, split, max_length, prompt_style, on_bad_row)
     leave()
-    if _is_main_process():
+    if is_main_process():
         console.print(score_table({short_name(model): result}))
         if left_out := sum(row["left_out"] for row in result["bad_rows"]):
             console.print(f"{left_out} rows could not be used; table.md and summary.json name them")
@@ -109,92 +108,8 @@ def evaluate(
         console.print(f"score files: {escape(str(output))}; beside published numbers: {where}", soft_wrap=True)
 
 
-@app.command()
-def validate(
-    data: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="MMEB-train, MMEB-eval, or a file of pairs.")],
-    more_subsets: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
-    *,
-    subsets: Annotated[list[str] | None, typer.Option(metavar="A B ...", help="Data sets to read; else all.")] = None,
-    split: Annotated[str | None, typer.Option(help="Which files of each data set; else original, test.")] = None,
-    image_root: Annotated[Path | None, typer.Option(help="Folder or archive that image paths are relative to.")] = None,
-) -> None:
-    """Read every row and decode every image of a folder, without a model. Exit status 2 if something is wrong."""
-    from cocoa.data_check import check_data
-
-    reports = check_data(data, _subsets("validate", subsets, more_subsets), split, image_root)
-    table = Table(title=escape(str(data)))
-    table.add_column("data set")
-    table.add_column("split")
-    for title in ("rows", "images", "bad rows"):
-        table.add_column(title, justify="right")
-    for report in reports:
-        counts = ["-"] * 3 if report.error else [f"{n:,}" for n in (report.rows, report.images, len(report.bad))]
-        table.add_row(report.name, report.split, *counts, style="red" if report.error or report.bad else None)
-    console.print(table)
-    for report in reports:
-        if report.error:
-            console.print(escape(report.error), soft_wrap=True)
-        for bad in report.bad[:SHOWN]:
-            console.print(escape(f"data set {bad.dataset}, row {bad.row}: {bad.reason}"), soft_wrap=True)
-        if len(report.bad) > SHOWN:
-            console.print(f"data set {report.name}: {len(report.bad) - SHOWN} more")
-        for reason, count in report.left_out.items():
-            console.print(f"data set {report.name}: {count} rows left out: {reason}")
-    if any(report.error or report.bad for report in reports):
-        raise CocoaError(f"{data}: not all of it can be used; see above")
-
-
-@app.command()
-def scenes(
-    output: Annotated[Path, typer.Option(help="Where MMEB-train and MMEB-eval are written.")],
-    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
-    pairs: Annotated[int, typer.Option(help="Training pairs over all data sets.")] = 20000,
-    queries: Annotated[int, typer.Option(help="Queries of each data set in MMEB-eval.")] = 200,
-) -> None:
-    """Write the embedded world: pictures of a few objects, as data sets in MMEB's layouts."""
-    from cocoa.scenes.write import write_scenes
-
-    write_scenes(output, seed, pairs, queries, progress=console.is_terminal)
-    console.print(
-        f"done: [bold]{escape(str(output))}[/bold] (MMEB-train, MMEB-eval, dialogues.parquet)", soft_wrap=True
-    )
-
-
-@app.command()
-def dialogues(
-    model: Annotated[str, typer.Argument(help="Hub id or folder of a multimodal LLM, or mini-qwen2-vl.")],
-    source: Annotated[Path, typer.Argument(help="Folder of images or parquet files; or a file that lists images.")],
-    *,
-    output: Annotated[Path, typer.Option(help="Where dialogues.parquet and summary.json are written.")],
-    write: Annotated[str, typer.Option(help="dialogues, captions (of images without one), or both.")] = "dialogues",
-    questions: Annotated[int, typer.Option(help="Asked for an image.")] = 4,
-    batch_size: Annotated[int, typer.Option(help="Images that are asked about at once.")] = 8,
-    max_new_tokens: Annotated[int, typer.Option(help="Of a reply; a longer one is dropped.")] = 256,
-    image_tokens: Annotated[int, typer.Option(help="Larger images are shrunk to as many, 28 x 28 px each.")] = 1024,
-    temperature: Annotated[float, typer.Option(help="Of the questions; answers and captions are greedy.")] = 0.7,
-    seed: Annotated[int, typer.Option(help="Of the questions.")] = 0,
-    prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE.yaml", help="Other prompts: questions, answer, caption.")
-    ] = None,
-) -> None:
-    """Let a multimodal LLM write CoMa's conversations, or captions, over images. A stopped run goes on."""
-    from cocoa.conversations import load_prompts
-    from cocoa.dialogues import FILE_NAME, SUMMARY_NAME, Settings, write_dialogues
-    from cocoa.processes import leave
-
-    said = load_prompts(model, prompts)
-    options = (write, questions, batch_size, max_new_tokens, image_tokens, temperature, seed)
-    summary = write_dialogues(Settings(model, str(source), said, *options), output)
-    leave()
-    if _is_main_process():
-        images, spoken, turns, captions = (summary[key] for key in ("images", "dialogues", "turns", "captions"))
-        console.print(
-            f"{images['kept']} of {images['found']} images: {spoken['kept']} dialogues of {turns['kept']} turns, "
-            f"{captions['kept']} captions; "
-            f"what was left out and why: {escape(str(output / SUMMARY_NAME))}",
-            soft_wrap=True,
-        )
-        console.print(f"done: [bold]{escape(str(output / FILE_NAME))}[/bold]", soft_wrap=True)
+for _command in (validate, scenes, dialogues, mine):
+    app.command()(_command)
 
 
 @app.command()
@@ -263,20 +178,9 @@ def score_table(results: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def _subsets(command: str, named: list[str] | None, more: list[str] | None) -> list[str] | str:
-    """What `--subsets A B` asks for, which leaves B among the arguments."""
-    if more and not named:
-        raise CocoaError(f"{command}: unexpected argument {more[0]!r}; name data sets after --subsets")
-    return [*(named or []), *(more or [])] or "all"
-
-
-def _is_main_process() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0
-
-
 def main() -> None:
     """Entry point of the `cocoa` command."""
-    level = logging.INFO if _is_main_process() else logging.ERROR
+    level = logging.INFO if is_main_process() else logging.ERROR
     handler: logging.Handler = logging.StreamHandler()
     if sys.stderr.isatty():
         handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False)

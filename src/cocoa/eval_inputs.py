@@ -37,12 +37,12 @@ class Inputs:
     origins: list[tuple[str, int]]
 
 
-def with_images_present(found: Sequence[EvalDataset], root: str | Path, bad: BadRows) -> list[EvalDataset]:
+def with_images_present(found: Sequence[EvalDataset], root: str | Path | None, bad: BadRows) -> list[EvalDataset]:
     """The data sets without rows whose image files are missing or stray.
 
     Args:
         found: the data sets.
-        root: the folder or archive that images must lie in.
+        root: the folder or archive that images must lie in; None: they may lie anywhere.
         bad: told about the rows.
 
     Raises:
@@ -51,7 +51,7 @@ def with_images_present(found: Sequence[EvalDataset], root: str | Path, bad: Bad
     if bad.policy == "error":
         check_eval_images(found, root)
         return list(found)
-    faults = missing_images(_image_files(found), str(root))
+    faults = missing_images(_image_files(found), None if root is None else str(root))
     return [without(dataset, _broken(dataset, faults), bad) for dataset in found]
 
 

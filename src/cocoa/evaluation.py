@@ -22,6 +22,7 @@ from cocoa.errors import CocoaError
 from cocoa.eval_inputs import Inputs, distinct_inputs, with_images_present, with_images_readable
 from cocoa.metrics import metrics, rank
 from cocoa.mmeb_eval import EvalDataset, read_eval
+from cocoa.pair_eval import read_pair_eval
 from cocoa.processes import this_process
 from cocoa.scores import write_ranks, write_scores
 
@@ -53,7 +54,7 @@ def evaluate(
 
     Args:
         model: checkpoint folder or hub id; any model of sentence-transformers.
-        data: folder with a folder for each data set.
+        data: folder with a folder for each data set; or a file of pairs (see `cocoa.pair_eval`).
         output: made where it does not exist.
         subsets: `all`, or names of data sets.
         batch_size: inputs encoded at once where they are the longest; of shorter ones more.
@@ -71,8 +72,13 @@ def evaluate(
         CocoaError: a mistake in the data or the model's name, or an embedding that is not finite.
     """
     bad = BadRows(on_bad_row)
-    found = read_eval(data, subsets, split, image_root, bad, prompt_style)
-    found = with_images_present(found, image_root or data, bad)
+    if Path(data).is_file():
+        if prompt_style != "cocoa" or subsets != "all":
+            raise CocoaError(f"{data}: a file is one data set in our own form; leave --subsets and --prompt-style out")
+        found, root = [read_pair_eval(data, image_root)], None  # its images may lie anywhere, as in training
+    else:
+        found, root = read_eval(data, subsets, split, image_root, bad, prompt_style), image_root or data
+    found = with_images_present(found, root, bad)
     embedder = load_embedder(model, max_length, prompt_style)
     found, digests = with_images_readable(found, bad)
     found, inputs = distinct_inputs(found, digests)

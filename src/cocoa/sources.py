@@ -40,6 +40,7 @@ class DataConfig:
         subsets: `all`, or names of data sets (a file's name is its stem).
         max_rows_per_subset: a random sample of at most that many rows of each data set, decided by the seed.
         validation_rows: rows of each data set held out of training, at most a fifth of it.
+        validation: a file of pairs to validate on instead; training rows that stand in it too are left out.
         hard_negatives: how many negatives of its own each pair keeps, if the data has them.
         image_root: what image paths are relative to; by default the folder, or the file's folder.
     """
@@ -51,6 +52,7 @@ class DataConfig:
     validation_rows: int = 200
     hard_negatives: int = 0
     image_root: str | None = None
+    validation: str | None = None
 
     def __post_init__(self) -> None:
         if not self.train:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from cocoa.backbone import Backbone
 from cocoa.catalogue import stage_rows
@@ -11,7 +13,7 @@ from cocoa.errors import CocoaError
 from cocoa.image_files import check_image_files
 from cocoa.pairs import ContentPair, Pair, Side, check_images, hold_out, limit_rows
 from cocoa.recipe import Stage
-from cocoa.sources import load_pairs
+from cocoa.sources import DataConfig, load_pairs, read_file
 from cocoa.stages import compression, contrastive, eos_bridge, joint_reconstruction
 from cocoa.stages.training import StageArguments
 
@@ -41,9 +43,13 @@ def stage_data(stage: Stage, backbone: Backbone, args: StageArguments) -> StageD
     """
     # Every stage holds out the same rows, so they are chosen before a stage's own limit is applied.
     found = load_pairs(replace(stage.data, max_rows_per_subset=None), args.seed)
-    pairs, validation = hold_out(found.pairs, stage.data.validation_rows, args.seed)
-    pairs = limit_rows(pairs, stage.data.max_rows_per_subset, args.seed)
     left_out = {dataset: Counter(reasons) for dataset, reasons in found.left_out.items()}
+    if stage.data.validation is None:
+        pairs, validation = hold_out(found.pairs, stage.data.validation_rows, args.seed)
+    else:
+        validation = load_validation(stage.data)
+        pairs = without_validation(found.pairs, validation, left_out)
+    pairs = limit_rows(pairs, stage.data.max_rows_per_subset, args.seed)
     data = StageData(validation=validation, left_out=left_out)
     if stage.name == contrastive.NAME:
         data.validation = [pair for pair in validation if pair.target != Side()]
@@ -76,6 +82,35 @@ def stage_data(stage: Stage, backbone: Backbone, args: StageArguments) -> StageD
         reasons_text = "; ".join(f"{d}: {dict(r)}" for d, r in left_out.items()) or "the data is empty"
         raise CocoaError(f"stages.{stage.name}: no row of the data can be used ({reasons_text})")
     return data
+
+
+def load_validation(data: DataConfig) -> list[Pair]:
+    """The pairs of `data.validation`.
+
+    Raises:
+        CocoaError: no such file, or a mistake in it.
+    """
+    path = Path(str(data.validation))
+    if not path.is_file():
+        raise CocoaError(f"data.validation: {path}: no such file; name a file of pairs")
+    pairs = [pair for pair in read_file(path, data.image_root).pairs if pair.target != Side()]
+    if not pairs:
+        raise CocoaError(f"data.validation: {path}: no pair in it")
+    return pairs
+
+
+def without_validation(
+    pairs: Sequence[Pair], validation: Sequence[Pair], left_out: dict[str, Counter[str]]
+) -> list[Pair]:
+    """The pairs whose query and target, by text and image path, do not stand together in the validation file too."""
+    held = {(pair.query.content_id(), pair.target.content_id()) for pair in validation}
+    kept = []
+    for pair in pairs:
+        if (pair.query.content_id(), pair.target.content_id()) in held:
+            left_out.setdefault(pair.dataset, Counter())["stands in the validation file"] += 1
+        else:
+            kept.append(pair)
+    return kept
 
 
 def _too_long(backbone: Backbone, row: ContentPair, args: StageArguments) -> bool:
