@@ -43,5 +43,6 @@ trainer.train_or_resume()
 if trainer.is_world_process_zero():
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     (Path(folder) / "losses.json").write_text(json.dumps(losses))
+    (Path(folder) / "account.json").write_text(json.dumps(trainer.account))
     save(folder, "trained")
 leave()

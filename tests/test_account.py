@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import STAGES, Killed, KillAt, make_trainer
+from test_training import STAGES, KillAt, Killed, make_trainer
 from toy import arguments, prepared, toy_pairs
 
 from cocoa import account

@@ -1,4 +1,4 @@
-"""The paired bootstrap: equal to resampling queries one by one, with the standard error of the formula, and covering."""
+"""The paired bootstrap: equal to resampling queries one by one, with the exact standard error, and covering."""
 
 import numpy as np
 import pytest

@@ -88,6 +88,10 @@ MISTAKES = {
         [*EVALUATE, "{}/data/MMEB-eval", "--subsets", "EDIS", "Nothing"],
         ["no data set 'Nothing' (key `subsets`); there are A-OKVQA"],
     ),
+    "compare: no run": (
+        ["compare", "{}/data"],
+        ["{}/data: neither summary.json nor final/cocoa.json is here", "output_dir of a finished `cocoa train`"],
+    ),
     "evaluate: no data": ([*EVALUATE, "{}/none"], ["{}/none: no such folder; name one that holds"]),
     "evaluate: no image": ([*EVALUATE, "{}/eval_no_image"], ["no such image file", "data set EDIS, row 0", "unpack"]),
     "evaluate: no model": (

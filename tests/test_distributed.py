@@ -59,6 +59,9 @@ def test_two_processes_equal_one(tiny_backbone_path, tmp_path, stage):
     assert distance(one, two) < 1e-3 * moved
     losses = [json.loads((tmp_path / name / "losses.json").read_text()) for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    accounts = [json.loads((tmp_path / name / "account.json").read_text()) for name in ("one", "two")]
+    assert accounts[0]["tokens"] == accounts[1]["tokens"] > 0
+    assert [account["device"] for account in accounts] == ["cpu", "2 x cpu"]
 
 
 def test_two_processes_resume_in_a_later_epoch(tiny_backbone_path, tmp_path):

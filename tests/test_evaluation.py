@@ -20,8 +20,10 @@ from cocoa.errors import CocoaError
 from cocoa.evaluation import evaluate
 from cocoa.images import inspect_image
 from cocoa.inputs import ImageBudget, chat_messages
+from cocoa.metrics import metrics
 from cocoa.mmeb_eval import read_eval
 from cocoa.pairs import Side
+from cocoa.scores import read_ranks
 
 
 def write_texts(folder, datasets):
@@ -88,6 +90,27 @@ def test_a_run_encodes_each_distinct_input_once_and_writes_its_files(tmp_path, m
     with pytest.raises(CocoaError, match="data set two, row 0: an embedding is not finite"):
         evaluate("planted", data, tmp_path / "scores")
     assert evaluate("planted", data, tmp_path / "scores", ["one"])["datasets"] == {"one": 100}
+
+
+def test_ranks_are_left_of_every_row_that_is_scored(tmp_path, monkeypatch):
+    """Every metric comes from them exactly; a bad row is not there, and the others keep their numbers."""
+    angles = {"a": 0.0, "b": 0.5, "c": 1.0, "near c": 1.2}
+    rows = [("b", ["a", "c", "near c"]), ("", ["a", "b"]), ("c", ["a", "b", "near c"]), ("a", ["b", "c"])]
+    data = write_texts(tmp_path / "data", {"one": rows, "two": rows[3:]})
+    plant(monkeypatch, angles)
+    evaluate("planted", data, tmp_path / "scores", on_bad_row="skip")
+    table = pq.read_table(tmp_path / "scores" / "ranks.parquet").to_pylist()
+    assert [tuple(row.values()) for row in table] == [("one", 0, 2), ("one", 2, 3), ("one", 3, 1), ("two", 0, 1)]
+    ranks = read_ranks(tmp_path / "scores")
+    assert list(ranks) == ["one", "two"]
+    for name, own in ranks.items():
+        found = json.loads((tmp_path / "scores" / f"{name}_score.json").read_text())
+        expected = metrics(torch.from_numpy(own))
+        assert {key: found[key] for key in expected if key != "num_data"} == {
+            key: value for key, value in expected.items() if key != "num_data"
+        }
+    assert (found["num_data"], len(own)) == (1, 1)
+    assert read_ranks(tmp_path / "data") == {}
 
 
 def test_a_run_that_goes_on_encodes_what_is_missing_and_gives_the_same(tmp_path, monkeypatch):

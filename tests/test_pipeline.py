@@ -18,6 +18,7 @@ from short_run import NAMES, short_recipe
 from transformers import AutoModelForImageTextToText
 
 from cocoa import pipeline
+from cocoa.account import stages_of
 from cocoa.backbone import load_backbone
 from cocoa.checkpoint import read_record
 from cocoa.embedding import Embedder, load_embedder
@@ -105,6 +106,7 @@ def test_every_stage_s_folder_is_read_by_all_with_equal_numbers(run, pictures, m
 @pytest.mark.parametrize(("model_type", "tuning"), VARIANTS)
 def test_the_record_says_how_a_checkpoint_was_made(run, model_type, tuning):
     recipe, output = run(model_type, tuning)
+    before = []
     for i, (name, stage) in enumerate(zip(FOLDERS, NAMES, strict=True)):
         record = read_record(output / name)
         assert (record["stage"], record["seed"], record["steps"]) == (stage, 5, 2)
@@ -114,6 +116,10 @@ def test_the_record_says_how_a_checkpoint_was_made(run, model_type, tuning):
         assert record["rows"]["MSCOCO_i2t"] == 32  # of 34, two held out
         assert record["image"] == {"tokens": [4, 25], "resize": "aspect"}
         assert 0.9999 < record["merge_cosine"] <= 1.00001
+        own = stages_of(record)
+        assert [stage["stage"] for stage in own] == list(NAMES[: i + 1]) and own[:-1] == record["history"] == before
+        assert all(stage["seconds"] > 0 and stage["tokens"] > 2 * 8 * 5 for stage in own)
+        before = own
         assert (
             record["trained"] == "all weights" if tuning == "full" else record["trained"].startswith("text: q_proj x 3")
         )
@@ -276,3 +282,5 @@ def test_killed_in_the_second_stage_and_run_again_equals_never_killed(tiny_backb
     assert files(output / "1-joint_reconstruction") == first
     assert same(weights(output / "2-eos_bridge"), weights(tmp_path / "never_killed" / "2-eos_bridge"))
     assert same(weights(output / "final"), weights(whole))
+    tokens = [[stage["tokens"] for stage in stages_of(read_record(final))] for final in (output / "final", whole)]
+    assert tokens[0] == tokens[1] and len(tokens[0]) == 3

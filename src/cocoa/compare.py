@@ -253,7 +253,7 @@ def _column(run: Run, baseline: Run, rows: list[list[str]], resamples: int, seed
     paired = [name for name in names if all(name in one.ranks and name in one.hashes for one in (run, baseline))]
     places = {name: place for place, name in enumerate(paired)}
     counts = [outcomes(baseline.ranks[name] == 1, run.ranks[name] == 1) for name in paired]
-    drawn = 100 * resampled_differences(np.array(counts).reshape(-1, 3), resamples, seed)  # (R, D)
+    drawn = 100 * resampled_differences(np.array(counts, dtype=int).reshape(-1, 3), resamples, seed)  # (R, D)
     ends = [
         interval(drawn[:, [places[name] for name in row]].mean(1)) if places.keys() >= set(row) else (None, None)
         for row in rows
