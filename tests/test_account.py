@@ -107,6 +107,9 @@ def test_processes_are_summed_and_the_most_memory_is_taken(monkeypatch):
     assert meter.mine().tolist() == [[9, 3_000_000_000]]
     found = meter.read(torch.cat([meter.mine(), torch.tensor([[20, 4_500_000_000]])]))
     assert (found["tokens"], found["peak_memory_gb"], found["device"]) == (29, 4.5, "2 x cpu")
+    for _ in range(2):  # sessions on fewer
+        found = Meter(torch.device("cpu"), 1, found).read(torch.tensor([[1, 0]]))
+    assert (found["tokens"], found["peak_memory_gb"], found["device"]) == (31, 4.5, "2 x cpu, then cpu")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -67,7 +67,7 @@ class Meter:
         """
         before = self.before
         peak = max(before.get("peak_memory_gb") or 0.0, gathered[:, 1].max().item() / 1e9)
-        devices = [name for name in (before.get("device"), self.name) if name]
+        devices = [*before["device"].split(", then "), self.name] if before else [self.name]
         return {
             "seconds": round(before.get("seconds", 0.0) + time.perf_counter() - self.started, 3),
             "tokens": before.get("tokens", 0) + int(gathered[:, 0].sum()),
