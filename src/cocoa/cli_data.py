@@ -112,23 +112,31 @@ def mine(
     batch_size: Annotated[int, typer.Option(help="Inputs encoded at once; of short ones more.")] = 8,
     relative_margin: Annotated[float, typer.Option(help="How far below the right target's cosine, as a share.")] = 0.05,
     range_min: Annotated[int, typer.Option(help="Leave out so many of the nearest.")] = 0,
+    range_max: Annotated[int | None, typer.Option(help="Look at so many of the nearest; else 10 a negative.")] = None,
     max_score: Annotated[float | None, typer.Option(help="Leave out what is nearer than this cosine.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Folder that image paths are relative to.")] = None,
 ) -> None:
     """Find hard negatives for pairs: other rows' targets that the model ranks high. For data.hard_negatives."""
     from cocoa.mining import mine as run
 
-    found = run(model, pairs, output, negatives, batch_size, relative_margin, range_min, max_score, image_root)
-    console.print(
-        f"{len(found.pairs)} rows, {found.mined} negatives mined, {found.without} rows without any; "
-        f"mean cosine {found.positive:.3f} to the right target, {found.negative:.3f} to a mined negative"
-    )
-    for number, example in enumerate(found.examples, 1):
-        said = (
-            f"{what}: {' '.join(part for part in (side.prompt(), str(side.image or '')) if part)}"
-            for what, side in zip(("query", "target", "negative"), example, strict=True)
-        )
-        console.print(escape(f"hardest {number}: {' | '.join(said)}"), soft_wrap=True)
+    limits = (relative_margin, range_min, range_max, max_score)
+    found = run(model, pairs, output, negatives, batch_size, *limits, image_root)
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("rows", f"{len(found.pairs):,}")
+    if found.dropped:
+        table.add_row("rows left out, which have no target", f"{found.dropped:,}")
+    table.add_row("negatives mined", f"{found.mined:,}")
+    table.add_row("rows without any negative", f"{found.without:,}")
+    table.add_row("mean cosine of query and target", f"{found.positive:.3f}")
+    table.add_row("mean cosine of query and mined negative", f"{found.negative:.3f}" if found.mined else "-")
+    console.print(table)
+    for number, sides in enumerate(found.examples, 1):
+        console.print(f"nearest negative, example {number}; a person should call it wrong:")
+        for what, side in zip(("query", "target", "negative"), sides, strict=True):
+            said = " ".join(part for part in (side.prompt(), str(side.image or "")) if part)
+            console.print(f"  {what}: {escape(said)}", soft_wrap=True)
     console.print(f"done: [bold]{escape(str(output))}[/bold]", soft_wrap=True)
 
 

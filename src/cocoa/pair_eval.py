@@ -21,14 +21,15 @@ def read_pair_eval(path: str | Path, image_root: str | Path | None = None) -> Ev
 
     A query's candidates are its own target, which comes first, and the other targets of the file, but for those
     that are right as well: targets of another row with the same query content. Targets of equal text and image are
-    one candidate. Rows without a target (dialogues) ask nothing.
+    one candidate. A row that stands there twice is one, and one without a target (a dialogue), or for which every
+    target is right, asks nothing. Negatives of the rows do not matter.
 
     Args:
         path: the file; the data set is called by its stem.
         image_root: what image paths are relative to; by default the file's folder.
 
     Raises:
-        CocoaError: a row is not of one of the forms, or the file has fewer than two distinct targets.
+        CocoaError: a row is not of one of the forms, or no row has a target that is wrong for it.
     """
     pairs = [pair for pair in read_file(path, image_root).pairs if pair.target != Side()]
     inputs: dict[Side, int] = {}
@@ -40,16 +41,17 @@ def read_pair_eval(path: str | Path, image_root: str | Path | None = None) -> Ev
         target = targets.setdefault(pair.target.content_id(), inputs.setdefault(pair.target, len(inputs)))
         right.setdefault(pair.query.content_id(), set()).add(target)
         rows.setdefault((query, target), (pair.query.content_id(), pair.row))
-    if len(targets) < 2:
-        raise CocoaError(f"{path}: {len(targets)} distinct targets, so there is nothing to confuse; add rows")
     pool = list(targets.values())
-    candidates = []
-    for (_, target), (content, row) in rows.items():
-        others = [other for other in pool if other not in right[content]]
-        if len(others) >= CANDIDATES:
-            others = random.Random(f"{Path(path).stem}/{row}").sample(others, CANDIDATES - 1)
-        candidates.append(np.array([target, *others]))
-    numbers = np.array([row for _, row in rows.values()])
-    queries = np.array([query for query, _ in rows])
-    dataset = EvalDataset(Path(path).stem, list(inputs), queries, candidates, numbers)
+    queries, candidates, numbers = [], [], []
+    for (query, target), (content, row) in rows.items():
+        count = min(len(pool), CANDIDATES - 1 + len(right[content]))
+        sample = random.Random(f"{Path(path).stem}/{row}").sample(range(len(pool)), count)
+        others = [pool[i] for i in sample if pool[i] not in right[content]][: CANDIDATES - 1]
+        if others:
+            queries.append(query)
+            candidates.append(np.array([target, *others]))
+            numbers.append(row)
+    if not queries:
+        raise CocoaError(f"{path}: no row has a target that is wrong for it, so there is nothing to confuse; add rows")
+    dataset = EvalDataset(Path(path).stem, list(inputs), np.array(queries), candidates, np.array(numbers))
     return dataset.renumbered(dataset.inputs, np.arange(len(inputs)))[0]

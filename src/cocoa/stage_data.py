@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -103,10 +104,21 @@ def without_validation(
     pairs: Sequence[Pair], validation: Sequence[Pair], left_out: dict[str, Counter[str]]
 ) -> list[Pair]:
     """The pairs whose query and target, by text and image path, do not stand together in the validation file too."""
-    held = {(pair.query.content_id(), pair.target.content_id()) for pair in validation}
+
+    def content(pair: Pair) -> tuple[int, ...]:
+        # a file that lies elsewhere may name the same image another way: `../photos/cat.jpg`
+        sides = (pair.query, pair.target)
+        return tuple(
+            replace(side, image=os.path.normpath(side.image)).content_id()
+            if isinstance(side.image, str)
+            else side.content_id()
+            for side in sides
+        )
+
+    held = {content(pair) for pair in validation}
     kept = []
     for pair in pairs:
-        if (pair.query.content_id(), pair.target.content_id()) in held:
+        if content(pair) in held:
             left_out.setdefault(pair.dataset, Counter())["stands in the validation file"] += 1
         else:
             kept.append(pair)
