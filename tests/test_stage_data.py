@@ -1,0 +1,89 @@
+"""A validation file of one's own: what stands in it is not trained on, and nothing else is held out."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from cocoa.errors import CocoaError
+from cocoa.recipe import parse_recipe
+from cocoa.stage_data import stage_data
+
+
+@pytest.fixture
+def data(tmp_path):
+    """`train.jsonl` of twenty pairs over one picture each, in a folder; `held/validation.jsonl`, which shares two."""
+    for i in range(20):
+        Image.new("RGB", (56, 56), (10 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "held").mkdir()
+    rows = [{"query": {"image": f"{i}.png", "instruction": "find"}, "target": {"text": f"cat {i}"}} for i in range(20)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held = [
+        {"query": {"image": "../3.png"}, "target": {"text": "cat 3"}},  # the same by another path, other instruction
+        {"query": {"image": "../4.png"}, "target": {"text": " cat 4 "}},
+        {"query": {"image": "../5.png"}, "target": {"text": "another text"}},
+        {"query": {"text": "cat 6"}, "target": {"image": "../6.png"}},
+        {"image_path": "../7.png", "dialogue": [{"question": "what?", "answer": "a cat"}]},
+    ]
+    (tmp_path / "held" / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
+    return tmp_path
+
+
+def read(backbone, data, stage="contrastive", **options):
+    """The stage's data with `data:` options."""
+    recipe = parse_recipe(
+        {
+            "backbone": "mini-qwen2-vl",
+            "output_dir": str(data / "out"),
+            "data": {"train": str(data / "train.jsonl"), **options},
+            "stages": [{stage: {"batch_size": 2}}],
+        }
+    )
+    args = recipe.arguments(recipe.stages[0], data / "out")
+    return stage_data(recipe.stages[0], backbone, args)
+
+
+@pytest.mark.parametrize("validation_rows", [0, 200])
+def test_training_rows_that_are_validated_on_are_left_out(tiny_backbone, data, validation_rows):
+    path = str(data / "held" / "validation.jsonl")
+    found = read(tiny_backbone(), data, validation=path, validation_rows=validation_rows)
+    assert [pair.row for pair in found.pairs] == [i for i in range(1, 21) if i not in (4, 5)]
+    assert found.left_out == {"train": {"stands in the validation file": 2}}
+    assert [(pair.dataset, pair.row) for pair in found.validation] == [("validation", i) for i in (1, 2, 3, 4)]
+    assert len(read(tiny_backbone(), data, validation_rows=200).validation) == 4  # without it, a fifth is held out
+
+
+def test_a_stage_that_is_not_validated_leaves_them_out_too(tiny_backbone, data):
+    path = str(data / "held" / "validation.jsonl")
+    found = read(tiny_backbone(), data, "joint_reconstruction", validation=path)
+    assert [row.row for row in found.rows] == [i for i in range(1, 21) if i not in (4, 5)]
+
+
+def test_a_sample_is_taken_of_what_is_left(tiny_backbone, data):
+    found = read(tiny_backbone(), data, validation=str(data / "held" / "validation.jsonl"), max_rows_per_subset=18)
+    assert len(found.pairs) == 18
+
+
+def test_image_paths_may_count_from_one_root(tiny_backbone, data):
+    rows = [{"query": {"image": f"{i}.png"}, "target": {"text": f"cat {i}"}} for i in range(3)]
+    path = data / "held" / "rooted.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read(tiny_backbone(), data, validation=str(path), image_root=str(data))
+    assert len(found.validation) == 3 and len(found.pairs) == 17
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "data.validation: .*none.jsonl: no such file; name a file of pairs"),
+        ("", "data.validation: .*none.jsonl: no pair in it"),
+        ('{"query": {"text": "a"}, "target": {"image": "none.png"}}', r"none.png: no such image file \(data set none"),
+        ('{"query": {"text": "a"}, "answer": 1}', "none.jsonl, line 1: unknown key 'answer'"),
+    ],
+)
+def test_a_mistake_in_it_is_told(tiny_backbone, data, text, message):
+    path = data / "none.jsonl"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(CocoaError, match=message):
+        read(tiny_backbone(), data, validation=str(path))
