@@ -120,6 +120,11 @@ def test_peak_memory_is_what_the_kernel_says():
     )
 
 
+def test_a_gpu_s_peak_is_what_torch_held(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: {"cuda:1": 7}[str(device)])
+    assert peak_bytes(torch.device("cuda:1")) == 7
+
+
 def facts(stage, seconds, tokens, peak, device="cpu"):
     return dict(zip(FACTS, (stage, 2, seconds, tokens, peak, device), strict=True))
 

@@ -155,8 +155,10 @@ def test_other_data_is_refused_for_that_data_set(tmp_path):
     found = compare(runs)
     assert list(found.datasets) == ["ChartQA", "MSCOCO"] and "OOD (1 of 16 sets)" not in found.averages
     (note,) = found.notes
-    assert "data set GQA: left out" in note and "a/final and b/final" in note and "same files" in note
-    with pytest.raises(CocoaError, match="no data set can be compared: data set GQA: left out"):
+    assert note.startswith("left out: GQA: ") and "a/final and b/final" in note and "same files" in note
+    with pytest.raises(
+        CocoaError, match=r"no data set can be compared: left out: GQA, .* on different data; evaluate both"
+    ):
         compare([evaluation(tmp_path / "c", A), evaluation(tmp_path / "d", B, hashes=dict.fromkeys(A, "another"))])
 
 
@@ -166,7 +168,7 @@ def test_a_data_set_that_is_not_in_all_runs_is_left_out_and_named(tmp_path):
     for order in (runs, runs[::-1]):
         found = compare(order)
         assert set(found.datasets) == set(some)
-        assert found.notes == ["data set GQA: left out, because it was not scored in b/final"]
+        assert found.notes == ["left out: GQA: not scored in b/final"]
 
 
 def test_an_evaluation_without_ranks_has_scores_and_no_interval(tmp_path):

@@ -157,9 +157,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     """A summary, seen to have what is needed of it."""
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-        summary["model"], summary["datasets"].values()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise CocoaError(f"{path}: not a summary of `cocoa evaluate`; evaluate again") from None
+    except ValueError:
+        summary = None
+    if not isinstance(summary, dict) or "model" not in summary or not isinstance(summary.get("datasets"), dict):
+        raise CocoaError(f"{path}: not a summary of `cocoa evaluate`; evaluate again")
     return summary
 
 
@@ -196,7 +197,8 @@ def _comparable(runs: list[Run]) -> tuple[list[str], list[str]]:
         for run in runs
         if not run.hits
     ]
-    names, problems = [], []
+    names: list[str] = []
+    left_out: dict[str, list[str]] = {}  # by reason
     there = Counter(name for run in scored for name in run.hits)
     for name, count in there.items():
         hashes = {run.name: run.hashes[name] for run in scored if name in run.hashes}
@@ -204,14 +206,13 @@ def _comparable(runs: list[Run]) -> tuple[list[str], list[str]]:
         other = next((run for run, value in hashes.items() if value != hashes[one]), None)
         if count < len(scored):
             without = ", ".join(run.name for run in scored if name not in run.hits)
-            problems.append(f"data set {name}: left out, because it was not scored in {without}")
+            left_out.setdefault(f"not scored in {without}", []).append(name)
         elif other is not None:
-            problems.append(
-                f"data set {name}: left out, because {one} and {other} were scored on different data; evaluate both "
-                "on the same files, with the same --prompt-style and --on-bad-row"
-            )
+            reason = f"{one} and {other} were scored on different data; evaluate both on the same files, with the same "
+            left_out.setdefault(reason + "--prompt-style and --on-bad-row", []).append(name)
         else:
             names.append(name)
+    problems = [f"left out: {', '.join(own)}: {why}" for why, own in left_out.items()]
     if scored and not names:
         raise CocoaError(f"no data set can be compared: {problems[0] if problems else 'none was scored'}")
     if len(scored) > 1:
