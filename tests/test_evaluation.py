@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
-from cocoa import embedding, evaluation
+from cocoa import checkpoint, embedding, evaluation
 from cocoa.backbone import load_backbone
 from cocoa.checkpoint import save_checkpoint
 from cocoa.embedding import Embedder, load_embedder
@@ -262,7 +262,7 @@ def test_images_are_squashed_where_the_checkpoint_says_so(tiny_backbone, picture
     name = tmp_path
     if from_hub:
         name = "someone/cocoa"
-        monkeypatch.setattr(embedding, "load_file_path", lambda model, file: str(tmp_path / file))
+        monkeypatch.setattr(checkpoint, "load_file_path", lambda model, file: str(tmp_path / file))
         monkeypatch.setattr(embedding, "SentenceTransformer", lambda model, **_: SentenceTransformer(str(tmp_path)))
     embedder = load_embedder(name)
     found = embedder.embed(sides_of(pictures))
