@@ -137,6 +137,23 @@ MISTAKES = {
         ["dialogues", "mini-qwen2-vl", "{}/data", "--output", "{}/spoken", "--prompts", "{}/unknown.yaml"],
         ["unknown.yaml: prompts.backbone: unknown key", "there are: questions, answer, caption"],
     ),
+    "mine: no file": (
+        ["mine", "{}/backbone", "{}/none.jsonl", "--output", "{}/mined.jsonl"],
+        ["{}/none.jsonl: no such file; name a file of pairs"],
+    ),
+    "mine: no image": (
+        ["mine", "{}/backbone", "{}/pairs.jsonl", "--output", "{}/mined.jsonl"],
+        ["{}/none.jpg: no such image file (data set pairs, row 1)"],
+    ),
+    "mine: not JSONL": (
+        ["mine", "{}/backbone", "{}/pairs.jsonl", "--output", "{}/mined.csv"],
+        ["{}/mined.csv: give the name of a .jsonl file"],
+    ),
+    "evaluate: one row": ([*EVALUATE, "{}/pairs.jsonl"], ["pairs.jsonl: no row has a target that is wrong for it"]),
+    "train: no validation file": (
+        [*TRAIN, "data.validation={}/none.jsonl"],
+        ["data.validation: {}/none.jsonl: no such"],
+    ),
     "demo: no backbone": (
         ["demo", "--output", "{}/demo", "--backbone", "big"],
         ["'big'", "choose one of mini-qwen2-vl"],
@@ -251,5 +268,5 @@ def test_help_needs_no_heavy_import():
     assert done.returncode == 0, done.stderr
     *text, heavy = done.stdout.splitlines()
     assert heavy == "[]"
-    for command in ("train", "preview", "evaluate", "validate", "demo", "scenes", "dialogues", "compare"):
+    for command in ("train", "preview", "evaluate", "validate", "demo", "scenes", "dialogues", "compare", "mine"):
         assert any(command in line for line in text)
