@@ -5,6 +5,8 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from cocoa.backbone import Form, load_backbone
 from cocoa.checkpoint import read_record, recorded_form, save_checkpoint
@@ -14,6 +16,7 @@ from cocoa.inputs import ImageBudget
 from cocoa.mining import mine
 from cocoa.pipeline import train
 from cocoa.recipe import load_recipe
+from cocoa.stages.training import StageTrainer
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "finetune.yaml"
 FITTED = [
@@ -45,6 +48,12 @@ def pieces(tmp_path_factory):
     return folder
 
 
+def fitted(model, output, pieces, train, *more):
+    """The recipe, made small."""
+    named = [f"backbone={model}", f"output_dir={output}", f"data.train={pieces / train}.jsonl"]
+    return load_recipe(RECIPE, [*named, f"data.validation={pieces / 'held-out.jsonl'}", *FITTED, *more])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", [Form("bidirectional", "lasttoken"), Form("causal", "mean")])
 def test_a_checkpoint_is_fine_tuned_as_the_recipe_says(tiny_backbone_path, pieces, tmp_path, form):
@@ -55,16 +64,7 @@ def test_a_checkpoint_is_fine_tuned_as_the_recipe_says(tiny_backbone_path, piece
     assert found.mined > 0
     assert all(not Path(side["image"]).is_absolute() for side in json_sides(pieces / "mined.jsonl"))
 
-    recipe = load_recipe(
-        RECIPE,
-        [
-            f"backbone={tmp_path / 'model'}",
-            f"output_dir={tmp_path / 'run'}",
-            f"data.train={pieces / 'mined.jsonl'}",
-            f"data.validation={pieces / 'held-out.jsonl'}",
-            *FITTED,
-        ],
-    )
+    recipe = fitted(tmp_path / "model", tmp_path / "run", pieces, "mined")
     final = train(recipe)
     record = read_record(final)
     assert recorded_form(final) == form
@@ -77,6 +77,30 @@ def test_a_checkpoint_is_fine_tuned_as_the_recipe_says(tiny_backbone_path, piece
     assert 100 * hits[3] == pytest.approx(after["datasets"]["held-out"], abs=100 / 6 + 1e-6)  # the merge rounds
     assert after["data_hash"] == before["data_hash"]
     assert (final / "adapter").is_dir()
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(tiny_backbone, pieces, tmp_path, monkeypatch):
+    """Validation before the first step, again where the run goes on, changes nothing; dropout is on."""
+    save_checkpoint(tiny_backbone(), tmp_path / "model", {"stage": "contrastive"})
+    more = ("stages.contrastive.num_train_epochs=2", "stages.contrastive.save_steps=1")
+    whole = train(fitted(tmp_path / "model", tmp_path / "whole", pieces, "pairs", *more))
+    step, steps = StageTrainer.training_step, []
+
+    def stop(self, *args, **kwargs):
+        steps.append(self.state.global_step)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    stopped = fitted(tmp_path / "model", tmp_path / "stopped", pieces, "pairs", *more)
+    monkeypatch.setattr(StageTrainer, "training_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped)
+    final = train(stopped)
+    assert steps == [0, 1, 2, 3, 3, 4, 5]
+    one, two = (load_file(folder / "model.safetensors") for folder in (whole, final))
+    assert all(torch.equal(one[name], two[name]) for name in one) and one.keys() == two.keys()
 
 
 def json_sides(path):
