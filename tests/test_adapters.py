@@ -1,5 +1,6 @@
 """Adapters: put where they are named and nowhere else, one trainable embedding row, an exact merge."""
 
+import pickle
 import re
 
 import pytest
@@ -193,6 +194,7 @@ def test_all_embeddings_train_in_float32(variant, tiny_backbone, pictures, tmp_p
     weight = backbone.model.get_input_embeddings().weight
     assert weight.requires_grad and weight.dtype == torch.float32
     assert (backbone.model.lm_head.weight is weight) == tied
+    pickle.dumps(backbone)  # as data loader workers get it where they are not forked
     ids = torch.arange(len(old))[None]
     optimizer = torch.optim.SGD([weight], lr=1e-4)
     states = backbone.model.model(input_ids=ids).last_hidden_state

@@ -9,6 +9,7 @@ from sentence_transformers import SentenceTransformer
 from short_run import STEPS, short_recipe
 from transformers import AutoModelForImageTextToText
 
+from cocoa import pipeline
 from cocoa.backbone import Form, load_backbone
 from cocoa.checkpoint import read_record
 from cocoa.embedding import load_embedder
@@ -97,10 +98,9 @@ def test_a_checkpoint_keeps_its_compression_tokens(tiny_backbone_path, photo_dat
         train(parse_recipe(content))
 
 
-@pytest.mark.parametrize("objective", ["mntp", "mlm"])
-def test_moca_embeds_the_mean_of_all_tokens(tiny_backbone_path, photo_data, pictures, tmp_path, objective):
+def test_moca_embeds_the_mean_of_all_tokens(tiny_backbone_path, photo_data, pictures, tmp_path):
     content = short_recipe(tiny_backbone_path(), photo_data, tmp_path)
-    joint = STEPS | {"text_mask_ratio": 0.4, "text_objective": objective}
+    joint = STEPS | {"text_mask_ratio": 0.4}
     contrastive = content["stages"][2]["contrastive"] | {"pooling": "mean", "data": {"hard_negatives": 2}}
     content["stages"] = [{"joint_reconstruction": joint}, {"contrastive": contrastive}]
     final = train(parse_recipe(content))
@@ -114,3 +114,52 @@ def test_moca_embeds_the_mean_of_all_tokens(tiny_backbone_path, photo_data, pict
         states = loaded.model.eval().model(input_ids=ids, position_ids=positions, **encoded).last_hidden_state
     expected = torch.nn.functional.normalize(states[0].mean(0), dim=0)
     torch.testing.assert_close(load_embedder(final).embed([side])[0], expected, atol=1e-6, rtol=0)
+
+
+def test_mntp_and_mlm_train_to_different_weights(tiny_backbone_path, photo_data, tmp_path):
+    content = short_recipe(tiny_backbone_path(), photo_data, tmp_path)
+    found = []
+    for objective in ("mntp", "mlm"):
+        stages = [{"joint_reconstruction": STEPS | {"text_objective": objective}}]
+        final = train(parse_recipe(content | {"output_dir": str(tmp_path / objective), "stages": stages}))
+        found.append(load_file(final / "model.safetensors")["model.embed_tokens.weight"])
+    assert not torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"compression_tokens": -2, "pooling": "compression"}, "compression_tokens: -2 must be above 0"),
+        ({"compression_tokens": 0, "pooling": "compression"}, "compression_tokens: 0 must be above 0"),
+        ({"compression_tokens": 8}, "compression_tokens: the pooling is lasttoken; leave it out, or set pooling"),
+        ({"pooling": "compression"}, r"no free embedding row for .* \(23 are free\); lower compression_tokens"),
+    ],
+)
+def test_compression_tokens_that_cannot_be_are_found_before_the_first_stage(
+    tiny_backbone_path, photo_data, tmp_path, monkeypatch, options, said
+):
+    content = short_recipe(tiny_backbone_path(), photo_data, tmp_path)
+    content["stages"][2]["contrastive"] |= options
+    monkeypatch.setattr(pipeline, "run_stage", lambda *args: pytest.fail("trained before it looked"))
+    with pytest.raises(CocoaError, match=rf"stages\.contrastive: .*{said}"):
+        train(parse_recipe(content))
+
+
+def test_compression_tokens_stay_through_a_stage_that_does_not_pool_them(tiny_backbone_path, photo_data, tmp_path):
+    content = short_recipe(tiny_backbone_path(), photo_data, tmp_path)
+    content["stages"].insert(0, {"compression": STEPS | {"compression_tokens": K}})
+    content["stages"][3]["contrastive"]["pooling"] = "compression"
+    with pytest.raises(CocoaError, match=r"stages.contrastive: compression_tokens: 32, but there are 4"):
+        pipeline.stage_forms(parse_recipe(content))
+    content["stages"][3]["contrastive"]["compression_tokens"] = K
+    forms = pipeline.stage_forms(parse_recipe(content))
+    assert [form.compression_tokens for form in forms] == [K, 0, 0, K]
+
+
+def test_probes_have_the_stage_s_length(tiny_backbone_path, photo_data, tmp_path):
+    """A budget beyond the default length would else end a trained stage in an error."""
+    content = short_recipe(tiny_backbone_path(), photo_data, tmp_path)
+    content["image"] = {"train_tokens": [4, 5000], "eval_tokens": [4, 5000]}
+    content["data"]["subsets"] = ["VOC2007"]
+    content["stages"] = [{"contrastive": content["stages"][2]["contrastive"] | {"batch_size": 2, "max_length": 8192}}]
+    assert train(parse_recipe(content)).is_dir()

@@ -318,6 +318,20 @@ def test_a_dialogue_stands_beside_an_image(tmp_path: Path) -> None:
     assert [row.text for row in stage_rows(read, "joint_reconstruction")] == ["a cup", "a cat"]
 
 
+def test_a_dialogue_stands_beside_a_query_with_text(tmp_path: Path) -> None:
+    turns = [{"question": "what is red?", "answer": "the cup"}]
+    query = {"text": "a note", "image": "a.png"}
+    path = jsonl(
+        tmp_path / "talks.jsonl",
+        {"query": query, "dialogue": turns},
+        {"query": query | {"image": "b.png"}, "target": {"text": "a cup"}, "dialogue": turns},
+    )
+    first, second = read_file(path).pairs
+    assert (first.query.text, first.target, first.dialogue) == ("a note", Side(), (Turn("what is red?", "the cup"),))
+    assert second.target == Side(text="a cup") and second.dialogue == first.dialogue
+    assert [row.side.text for row in stage_rows([first, second], "compression")] == ["a note", "a note"]
+
+
 @pytest.mark.parametrize(
     ("dialogue", "said"),
     [

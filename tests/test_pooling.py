@@ -168,7 +168,8 @@ def test_the_contrastive_stage_trains_through_its_pooling(saved, variant, tmp_pa
     form = variant[1]
     backbone = load_backbone(saved[variant][1], ImageBudget((4, 16)), **form._asdict())
     with_adapters(backbone)
-    args = arguments(ContrastiveArguments, tmp_path, mini_batch_size=3, max_steps=2, **form._asdict())
+    options = {key: value for key, value in form._asdict().items() if value}
+    args = arguments(ContrastiveArguments, tmp_path, mini_batch_size=3, max_steps=2, **options)
     trainer = build_trainer(backbone, toy_pairs(8, datasets=2), [], args)
     before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
     trainer.train()

@@ -444,6 +444,7 @@ def test_a_dialogue_is_shown_behind_its_compression_tokens(tiny_backbone_path, p
     content = short_recipe(tiny_backbone_path(), photo_data, tmp_path / "run", "dora")
     options = {"batch_size": 4, "compression_tokens": 3, "data": {"train": str(path), "validation_rows": 0}}
     content["stages"] = [{"compression": options}, content["stages"][2]]
+    content["stages"][1]["contrastive"]["dataset_sampling"] = "uniform"
     found = preview(parse_recipe(content))
     compression, contrastive = found.stages
     assert compression.attention == "causal; the dialogue sees the 3 compression tokens and nothing before them"
@@ -460,6 +461,7 @@ def test_a_dialogue_is_shown_behind_its_compression_tokens(tiny_backbone_path, p
         )
     for sample in contrastive.samples:
         assert all(part.tokens[-1].text == "3 compression tokens" for part in sample.parts)
+    assert "draws in" in epoch_line(contrastive.schedule, contrastive.kept)
     page = to_html(found)
     assert "C1 … CK" in page and 'class="answer"' in page
     assert compression.measured.shortened == 0

@@ -82,6 +82,43 @@ def test_there_is_a_recipe_of_each_method_for_each_backbone_of_its_paper():
     assert len({recipe.output_dir for recipe in recipes.values()}) == len(recipes)
 
 
+LARGE = ("cocoa-qwen", "coma-qwen", "moca-qwen", "contrastive-causal-qwen", "contrastive-bidirectional-qwen")
+PUBLISHED = {
+    "cocoa-qwen": {
+        "lora": {"r": 8, "alpha": 64, "dropout": 0.1, "dora": True},
+        "joint_reconstruction": {"batch_size": 128, "max_steps": 3000, "learning_rate": 2e-5, "warmup_steps": 100}
+        | {"text_mask_ratio": 0.2, "patch_mask_ratio": 0.5, "patch_loss_weight": 0.5},
+        "eos_bridge": {"batch_size": 64, "num_train_epochs": 2, "learning_rate": 2e-5, "text_mask_ratio": 0.7},
+        "contrastive": {"batch_size": 1024, "max_steps": 2000, "learning_rate": 2e-5, "warmup_steps": 200}
+        | {"temperature": 0.02, "sub_batch_size": 1, "hard_negatives": 0},
+    },
+    "coma-qwen": {
+        "lora": {"r": 16, "alpha": 64, "dropout": 0.1, "dora": True, "embeddings": "all", "vision": ()}
+        | {"text": ("q_proj", "k_proj", "v_proj", "o_proj")},
+        "compression": {"compression_tokens": 32, "batch_size": 256, "num_train_epochs": 1, "learning_rate": 5e-5}
+        | {"lr_scheduler_type": "cosine", "warmup_steps": 0.05, "weight_decay": 0.0, "max_length": 8192},
+        "contrastive": {"batch_size": 1024, "sub_batch_size": 64, "dataset_sampling": "uniform", "max_steps": 1500}
+        | {"temperature": 0.03, "learning_rate": 5e-5, "lr_scheduler_type": "cosine", "hard_negatives": 0},
+    },
+    "moca-qwen": {
+        "joint_reconstruction": {"text_mask_ratio": 0.4, "patch_mask_ratio": 0.5, "patch_loss_weight": 0.5}
+        | {"learning_rate": 2e-6, "text_objective": "mntp"},
+        "contrastive": {"batch_size": 2048, "temperature": 0.03, "hard_negatives": 2, "pooling": "mean"},
+    },
+    "contrastive-": {"contrastive": {"batch_size": 1024, "temperature": 0.02, "max_steps": 2000}},
+}
+"""Published values (facts of the papers), by how a recipe's name begins."""
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.stem.startswith(LARGE)], ids=lambda path: path.stem)
+def test_published_values_stand_in_the_recipes(path, tmp_path):
+    recipe = load_recipe(path)
+    for what, values in by_name(PUBLISHED, path).items():
+        stages = [stage for stage in recipe.stages if stage.name == what]
+        holder = recipe.lora if what == "lora" else recipe.arguments(stages[0], tmp_path)
+        assert {key: getattr(holder, key) for key in values} == values
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_that_ships_builds_all_its_objects(path, tiny_backbone_path, photo_data, dialogue_file, tmp_path):
     written = load_recipe(path)
@@ -89,7 +126,6 @@ def test_a_recipe_that_ships_builds_all_its_objects(path, tiny_backbone_path, ph
     backbone = tiny_backbone_path("qwen2_5_vl" if "qwen2.5" in written.backbone.lower() else "qwen2_vl")
     recipe = load_recipe(path, fitted(path, backbone, photo_data / "MMEB-train", dialogue_file))
     assert [stage.name for stage in recipe.stages] == [stage.name for stage in written.stages]
-    assert recipe.lora == written.lora and recipe.image == written.image
     for stage, form in zip(recipe.stages, stage_forms(recipe), strict=True):
         args = recipe.arguments(stage, tmp_path)
         loaded = load_stage_backbone(recipe, stage, recipe.backbone, form)
@@ -98,6 +134,7 @@ def test_a_recipe_that_ships_builds_all_its_objects(path, tiny_backbone_path, ph
         trainer = build_trainer(stage, loaded, data, args)
         batch = next(iter(trainer.get_train_dataloader()))
         assert all(torch.isfinite(tensor).all() for tensor in batch.values() if torch.is_tensor(tensor))
-        assert sum(data.datasets().values()) >= 8 and len(data.datasets()) > (5 if stage.name != "compression" else 0)
+        assert sum(data.datasets().values()) >= 8
+        assert len(data.datasets()) > 5 or stage.name == "compression"
     form = by_name(FORMS, path)
     assert form is None or loaded.form == form

@@ -103,6 +103,20 @@ def test_uniform_sampling_draws_small_data_sets_as_often_as_large_ones():
     assert steps_of(sampler, 1) == steps_of(pieces, 8) and order != sampler.order(1)
 
 
+def test_uniform_sampling_repeats_a_row_in_a_batch_only_where_it_must():
+    """Sets of 100 and 60 rows, batches of 32: each is shuffled anew in the middle of a batch now and then."""
+    sampler = GlobalBatchSampler(
+        ["a"] * 100 + ["b"] * 60 + ["c"] * 3000, 32, 32, seed=3, sub_batch_size=4, dataset_sampling="uniform"
+    )
+    batches = list(sampler)
+    assert len(batches) > 90 and all(len(set(batch)) == len(batch) for batch in batches)
+
+
+def test_a_data_set_too_small_for_a_run_is_named(caplog):
+    GlobalBatchSampler(["a"] * 40 + ["b"] * 3, 8, 8, seed=1, sub_batch_size=4)
+    assert "data set b: 3 rows fill no run of 4; none is used" in caplog.text
+
+
 def test_keys_carry_the_epoch():
     sampler = GlobalBatchSampler(["a"] * 8, 4, 4, seed=1, with_epoch=True)
     sampler.epoch = 5

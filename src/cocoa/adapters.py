@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cocoa.errors import CocoaError
@@ -113,8 +114,13 @@ def add_adapters(model: PreTrainedModel, lora: Lora, trainable_tokens: list[int]
         embeddings, dtype = model.get_input_embeddings(), model.dtype
         embeddings.weight.data = embeddings.weight.data.float()  # updates are too small for bfloat16
         embeddings.weight.requires_grad_()
-        embeddings.register_forward_hook(lambda module, inputs, output: output.to(dtype))
+        embeddings.register_forward_hook(partial(_in_dtype, dtype=dtype))
     return adapters
+
+
+def _in_dtype(module: nn.Module, inputs: Any, output: Tensor, dtype: torch.dtype) -> Tensor:
+    """A forward hook: what the layers see keeps the model's dtype. (A function, so that workers can be sent it.)"""
+    return output.to(dtype)
 
 
 def merge_adapters(adapters: PeftModel, folder: Path) -> PreTrainedModel:

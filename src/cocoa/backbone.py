@@ -116,7 +116,7 @@ class Backbone:
 
     @property
     def ending(self) -> int:
-        """How many tokens close an input: EOS alone, or the compression tokens."""
+        """How many tokens close an input."""
         return self.compression_tokens or 1
 
     @property
@@ -169,7 +169,7 @@ class Backbone:
         return self.tokenizer(inert(text), add_special_tokens=False)["input_ids"]
 
     def shorten(self, text: str, tokens: int) -> str:
-        """The longest prefix of a text that takes at most `tokens` tokens, cut between tokens."""
+        """A text as the template writes it, cut to at most `tokens` tokens."""
         return shorten(self.tokenizer, text, tokens)
 
     def room(self, image: bool, max_length: int) -> int:

@@ -106,7 +106,7 @@ def compare(folders: Sequence[Path], resamples: int = 10_000, seed: int = 0) -> 
     Args:
         folders: of each run, what `cocoa evaluate` or `cocoa train` wrote.
         resamples: samples of the queries.
-        seed: of the samples; every run is compared on samples of this seed, whatever runs stand beside it.
+        seed: of the samples; every run is compared on samples of this seed.
 
     Raises:
         CocoaError: a folder is neither, or its files do not fit each other; no data set can be compared.

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from peft import PeftModel
+from torch import Tensor
 from transformers import set_seed
 
 from cocoa.account import history
@@ -123,19 +124,23 @@ def stage_forms(recipe: Recipe) -> list[Form]:
     """How each stage reads its backbone: as it says, else as the stage before it left it.
 
     Raises:
-        CocoaError: a mistake in a stage's arguments, or another number of compression tokens than there are by then.
+        CocoaError: a mistake in a stage's arguments, another number of compression tokens than there are by then, or
+            more of them than the backbone has room for.
     """
     forms: list[Form] = []
     known = recorded_form(recipe.backbone)
+    there = known.compression_tokens if known else 0
     for stage in recipe.stages:
-        form = recipe.arguments(stage, recipe.output_dir).form(known)
-        there = known.compression_tokens if known else 0
-        if there and form.compression_tokens not in (0, there):
-            raise CocoaError(
-                f"stages.{stage.name}: compression_tokens: {form.compression_tokens}, but there are {there}"
-            )
+        try:
+            form = recipe.arguments(stage, recipe.output_dir).form(known)
+            if form.compression_tokens and not there:
+                load_backbone(recipe.backbone, weights=False, **form._asdict())  # is there room for them?
+            if there and form.compression_tokens not in (0, there):
+                raise CocoaError(f"compression_tokens: {form.compression_tokens}, but there are {there}")
+        except CocoaError as error:
+            raise CocoaError(f"stages.{stage.name}: {str(error).removeprefix(f'stages.{stage.name}: ')}") from None
         forms.append(form)
-        known = form
+        known, there = form, form.compression_tokens or there
     return forms
 
 
@@ -202,12 +207,17 @@ def _finish(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     backbone.model.eval()
-    before = Embedder(as_sentence_transformer(backbone), backbone.images, ending=backbone.ending).embed(sides)
+
+    def embed() -> Tensor:
+        model, length = as_sentence_transformer(backbone), trainer.args.max_length
+        return Embedder(model, backbone.images, length, ending=backbone.ending).embed(sides)
+
+    before = embed()
     if adapters is not None:
         backbone.model = merge_adapters(adapters, partial / "adapter")
     for parameter in backbone.model.parameters():  # model.to(...) would round the rotary frequencies too
         parameter.data = parameter.data.to(DTYPES[recipe.dtype])
-    after = Embedder(as_sentence_transformer(backbone), backbone.images, ending=backbone.ending).embed(sides)
+    after = embed()
     cosine = torch.nn.functional.cosine_similarity(before, after).min().item()
     logger.info("least cosine between embeddings before the merge and as saved: %.6f", cosine)
     backbone.set_image_budget(recipe.image.evaluation())

@@ -67,6 +67,7 @@ class Schedule:
         steps_per_epoch: steps that an epoch has.
         sub_batch_rest: rows an epoch leaves out because they fill no run of `sub_batch_size`.
         last_batch_rest: rows it leaves out because they fill no last batch.
+        uniform: the data set of each run is drawn with equal probability, so that rows may come again or not at all.
     """
 
     steps: int
@@ -76,6 +77,7 @@ class Schedule:
     steps_per_epoch: int
     sub_batch_rest: int
     last_batch_rest: int
+    uniform: bool = False
 
     @property
     def epochs(self) -> float:
@@ -216,6 +218,7 @@ def _schedule(args: StageArguments, names: list[str]) -> Schedule:
         steps_per_epoch=epoch,
         sub_batch_rest=len(names) - usable,
         last_batch_rest=usable - epoch * args.batch_size,
+        uniform=sampling == "uniform",
     )
 
 

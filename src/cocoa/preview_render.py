@@ -186,6 +186,10 @@ def steps_line(schedule: Schedule) -> str:
 
 def epoch_line(schedule: Schedule, kept: int) -> str:
     """Rows that an epoch takes, and why it leaves some for the next."""
+    if schedule.uniform:
+        drawn = schedule.steps_per_epoch * schedule.batch_size
+        steps = count(schedule.steps_per_epoch, "step")
+        return f"{drawn:,} draws in {steps}, each data set as often as any other: rows of small ones come again"
     rest = []
     if schedule.sub_batch_rest:
         rest.append(f"{schedule.sub_batch_rest:,} that fill no run of sub_batch_size")

@@ -1,9 +1,10 @@
 """What `data.train` of a recipe may name: folders in MMEB-train's layout, and JSON or CSV files of one's own.
 
 Files: JSONL, or a JSON list, of `{"query": {"text", "image", "instruction"}, "target": {...}}` and perhaps
-`"negatives": [{...}]`; the two forms that the released CoCoA code reads, `image_path, caption` (stage 1) and
-`qry, qry_image_path, pos_text` (stage 2); `image_path, dialogue`, a list of `{"question", "answer"}` (CoMa), perhaps
-with a caption; parquet with any of these as columns; CSV with the columns of `CSV_COLUMNS`.
+`"negatives": [{...}]`, or `"dialogue": [{"question", "answer"}]` on the query's image, then with or without a target;
+the two forms that the released CoCoA code reads, `image_path, caption` (stage 1) and `qry, qry_image_path, pos_text`
+(stage 2); `image_path, dialogue` (CoMa), perhaps with a caption; parquet with any of these as columns; CSV with the
+columns of `CSV_COLUMNS`.
 """
 
 from __future__ import annotations
@@ -154,13 +155,16 @@ def _json_pairs(path: Path, root: str) -> Iterator[Pair]:
             raise CocoaError(f"{where}: not a JSON object; write one pair a line")
         keys = set(record)
         if keys & {"query", "target"}:
-            _check_keys(record, ("query", "target", "negatives"), where)
-            query, target = (_side(record.get(key), root, f"{where}, {key}") for key in ("query", "target"))
+            _check_keys(record, ("query", "target", "negatives", "dialogue"), where)
+            turns = read_turns(record.get("dialogue"), f"{where}, dialogue")
+            query = _side(record.get("query"), root, f"{where}, query")
+            spoken = turns and record.get("target") is None
+            target = Side() if spoken else _side(record.get("target"), root, f"{where}, target")
             negatives = record.get("negatives") or []
             if not isinstance(negatives, list):
                 raise CocoaError(f"{where}, negatives: not a list; write [{{...}}, ...]")
             others = tuple(_side(side, root, f"{where}, negatives") for side in negatives)
-            yield Pair(query, target, others, path.stem, row)
+            yield Pair(query, target, others, path.stem, row, turns)
         elif keys & {"image_path", "caption", "dialogue"}:
             _check_keys(record, ("image_path", "caption", "dialogue"), where)
             query = _side({"image": record.get("image_path")}, root, f"{where}, image_path")

@@ -12,6 +12,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 
 from cocoa.backbone import Backbone
 from cocoa.embedding import Embedder
+from cocoa.inputs import MAX_LENGTH
 from cocoa.metrics import distinct_rows
 from cocoa.pairs import Pair
 
@@ -26,9 +27,12 @@ class InPoolEvaluator(BaseEvaluator):
         pairs: held out of training.
         backbone: renders a side as training does.
         batch_size: sides embedded at once.
+        max_length: tokens of a side, as in training.
     """
 
-    def __init__(self, pairs: Sequence[Pair], backbone: Backbone, batch_size: int = 8) -> None:
+    def __init__(
+        self, pairs: Sequence[Pair], backbone: Backbone, batch_size: int = 8, max_length: int = MAX_LENGTH
+    ) -> None:
         super().__init__()
         self.pools: dict[str, list[Pair]] = defaultdict(list)
         for pair in pairs:
@@ -38,6 +42,7 @@ class InPoolEvaluator(BaseEvaluator):
                 del self.pools[dataset]
         self.backbone = backbone
         self.batch_size = batch_size
+        self.max_length = max_length
         self.primary_metric = "validation_hit@1"
 
     def __call__(
@@ -51,7 +56,7 @@ class InPoolEvaluator(BaseEvaluator):
     def _hit_at_1(self, model: SentenceTransformer, pairs: list[Pair]) -> float:
         targets = {pair.target.content_id(): pair.target for pair in pairs}
         column = {content_id: i for i, content_id in enumerate(targets)}
-        embedder = Embedder(model, self.backbone.images, ending=self.backbone.ending)
+        embedder = Embedder(model, self.backbone.images, self.max_length, ending=self.backbone.ending)
         queries = embedder.embed([pair.query for pair in pairs], self.batch_size)
         pool = embedder.embed(list(targets.values()), self.batch_size)
         own = torch.tensor([column[pair.target.content_id()] for pair in pairs])

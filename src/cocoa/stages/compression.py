@@ -21,6 +21,7 @@ from torch import Tensor
 from cocoa.backbone import Backbone, Form
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.errors import CocoaError
+from cocoa.inputs import most_tokens
 from cocoa.pairs import ContentPair, Side, Turn
 from cocoa.special_tokens import COMPRESSION_TOKENS, EOS_TOKEN
 from cocoa.stages.content import ContentDataset, ReconstructionArguments
@@ -118,10 +119,12 @@ def dialogue_tokens(backbone: Backbone, turns: Sequence[Turn]) -> tuple[list[int
 
 def too_long(backbone: Backbone, row: ContentPair, max_length: int, prompt: str = PROMPT) -> bool:
     """Whether what is compressed may fill a sequence so that no answer fits: such rows are left out."""
-    text = backbone.encode_text(to_compress(row.side, prompt).prompt())
+    room, text = backbone.room(True, max_length), to_compress(row.side, prompt).prompt()
+    headers = sum(map(most_tokens, _TURN))
+    if most_tokens(text) + most_tokens(row.turns[0].question) + headers < room:  # no need to tokenize
+        return False
     _, labels = dialogue_tokens(backbone, row.turns[:1])
-    asked = labels.count(IGNORE_INDEX)
-    return len(text) + asked >= backbone.room(True, max_length)
+    return len(backbone.encode_text(text)) + labels.count(IGNORE_INDEX) >= room
 
 
 def build_trainer(backbone: Backbone, rows: Sequence[ContentPair], args: CompressionArguments) -> ReconstructionTrainer:

@@ -78,14 +78,22 @@ class ContrastiveArguments(StageArguments, SentenceTransformerTrainingArguments)
                 "contrastive: gradient_accumulation_steps would shrink the pool of negatives; "
                 "lower mini_batch_size instead, which costs no negatives"
             )
+        if self.compression_tokens is not None:
+            check_range("compression_tokens", self.compression_tokens, 0)
         for name, known in (("attention", ATTENTIONS), ("pooling", POOLINGS), ("dataset_sampling", SAMPLINGS)):
             if (value := getattr(self, name)) is not None and value not in known:
                 raise CocoaError(f"{name} {value!r}: choose one of {', '.join(known)}")
 
     def form(self, recorded: Form | None) -> Form:
-        """As said, else as the checkpoint was trained, else CoCoA's."""
+        """As said, else as the checkpoint was trained, else CoCoA's.
+
+        Raises:
+            CocoaError: compression tokens are asked for, and not pooled.
+        """
         known = recorded or Form()
         pooling = self.pooling or known.pooling
+        if self.compression_tokens is not None and pooling != "compression":
+            raise CocoaError(f"compression_tokens: the pooling is {pooling}; leave it out, or set pooling: compression")
         count = self.compression_tokens or known.compression_tokens or COMPRESSION_TOKENS
         return Form(self.attention or known.attention, pooling, count if pooling == "compression" else 0)
 
@@ -238,7 +246,7 @@ def build_trainer(
             mini_batch_size=args.mini_batch_size,
             gather_across_devices=True,
         ),
-        evaluator=InPoolEvaluator(validation, backbone, args.mini_batch_size) if validation else None,
+        evaluator=InPoolEvaluator(validation, backbone, args.mini_batch_size, args.max_length) if validation else None,
         sampler=GlobalBatchSampler(
             [pair.dataset for pair in pairs],
             args.batch_size,

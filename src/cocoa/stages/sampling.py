@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
@@ -11,6 +12,8 @@ import torch
 from torch.utils.data import BatchSampler
 
 from cocoa.errors import CocoaError
+
+logger = logging.getLogger(__name__)
 
 DatasetSampling = Literal["proportional", "uniform"]
 SAMPLINGS: tuple[str, ...] = get_args(DatasetSampling)
@@ -31,7 +34,8 @@ class GlobalBatchSampler(BatchSampler):
         sub_batch_size: 1 shuffles all rows; n, which divides the batch, fills it with runs of n rows of one data set.
         with_epoch: yield `(epoch, row)` keys, for masks that change with the epoch, instead of rows.
         dataset_sampling: `proportional` takes each row once an epoch; `uniform` draws the data set of each run with
-            equal probability, so that rows of small ones come again, each time in a new order, in as many steps.
+            equal probability, so that rows of small ones come again, each time in a new order, in as many steps; into
+            the same batch only where it takes more rows than the data set has.
 
     Raises:
         CocoaError: fewer rows than a batch.
@@ -52,6 +56,11 @@ class GlobalBatchSampler(BatchSampler):
             self.rows_of[dataset if sub_batch_size > 1 or dataset_sampling == "uniform" else ""].append(row)
         usable = sum(len(rows) // sub_batch_size * sub_batch_size for rows in self.rows_of.values())
         self.steps_per_epoch = usable // batch_size
+        for dataset, rows in self.rows_of.items():
+            if len(rows) < sub_batch_size:
+                logger.warning(
+                    "data set %s: %d rows fill no run of %d; none is used", dataset, len(rows), sub_batch_size
+                )
         if not self.steps_per_epoch:
             raise CocoaError(f"batch_size {batch_size} is more than the {usable} rows there are; lower it or add data")
         self.global_batch_size = batch_size
@@ -97,7 +106,9 @@ class GlobalBatchSampler(BatchSampler):
         for drawn in torch.randint(len(members), (runs,), generator=generator).tolist():
             if len(waiting[drawn]) < size:
                 rows = members[drawn]
-                waiting[drawn] = [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
+                shuffled = [rows[i] for i in torch.randperm(len(rows), generator=generator).tolist()]
+                batch = set(flat[len(flat) // self.global_batch_size * self.global_batch_size :])
+                waiting[drawn] = sorted(shuffled, key=lambda row: row in batch)  # those of this batch last
             flat += waiting[drawn][:size]
             del waiting[drawn][:size]
         return flat
