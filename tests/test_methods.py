@@ -160,6 +160,6 @@ def test_probes_have_the_stage_s_length(tiny_backbone_path, photo_data, tmp_path
     """A budget beyond the default length would else end a trained stage in an error."""
     content = short_recipe(tiny_backbone_path(), photo_data, tmp_path)
     content["image"] = {"train_tokens": [4, 5000], "eval_tokens": [4, 5000]}
-    content["data"]["subsets"] = ["VOC2007"]
+    content["data"]["subsets"] = ["SUN397"]
     content["stages"] = [{"contrastive": content["stages"][2]["contrastive"] | {"batch_size": 2, "max_length": 8192}}]
     assert train(parse_recipe(content)).is_dir()
