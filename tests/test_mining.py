@@ -4,6 +4,7 @@ import json
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -207,3 +208,15 @@ def test_a_model_of_texts_refuses_images(pair_file, tiny_text_model_path, pictur
         mine(tiny_text_model_path, path, tmp_path / "mined.jsonl")
     with pytest.raises(CocoaError, match="no such file; name a file of pairs"):
         mine(tiny_text_model_path, tmp_path / "none.jsonl", tmp_path / "mined.jsonl")
+
+
+def test_neither_a_broken_model_nor_several_processes_write_a_file(pair_file, tmp_path, monkeypatch):
+    embedder = Planted()
+    monkeypatch.setattr(mining, "load_embedder", lambda model: embedder)
+    monkeypatch.setattr(embedder, "embed", lambda sides, *_, **__: torch.full((len(sides), 6), float("nan")))
+    with pytest.raises(CocoaError, match="an embedding is not finite"):
+        mine("planted", pair_file(*ROWS), tmp_path / "mined.jsonl")
+    monkeypatch.setattr(mining, "this_process", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(CocoaError, match="mine: runs in one process"):
+        mine("planted", pair_file(*ROWS), tmp_path / "mined.jsonl")
+    assert {path.name for path in tmp_path.iterdir()} == {"pairs.jsonl"}

@@ -111,6 +111,8 @@ def mine(
         CocoaError: a mistake in the file, an image that is missing or broken, too few targets, a model that does not
             embed such sides, or `output` cannot be written (which is seen before anything is embedded).
     """
+    if this_process().num_processes > 1:
+        raise CocoaError("mine: runs in one process; start it without a launcher")
     if output.suffix != ".jsonl":
         raise CocoaError(f"output {output}: give the name of a .jsonl file")
     _check_writable(output)
@@ -154,7 +156,7 @@ def choose_negatives(
     instruction of the first row that has it.
 
     Raises:
-        CocoaError: an image cannot be decoded.
+        CocoaError: an image cannot be decoded, or an embedding is not finite.
     """
     digests = _image_digests(pairs)
 
@@ -172,6 +174,8 @@ def choose_negatives(
         targets.setdefault(content(pair.target), pair.target)
         rights[content(pair.query)][content(pair.target)] = None
     embeddings = embedder.embed([*queries.values(), *targets.values()], batch_size, progress=True)
+    if not embeddings.isfinite().all():
+        raise CocoaError("an embedding is not finite; the model is broken")
     model = _Embedded(
         dict(zip(queries, embeddings[: len(queries)], strict=True)),
         dict(zip(targets, embeddings[len(queries) :], strict=True)),
