@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from attention_paths import HeldKeysAndValues, final_states, gradients_before
 from toy import arguments, content_rows
 
 from cocoa.corruption import IGNORE_INDEX
@@ -21,40 +22,6 @@ def batch_of(backbone, tmp_path, layout, n=3):
     return trainer.model.eval(), trainer.data_collator(samples)
 
 
-class EosKeysAndValues:
-    """Records the keys and values of EOS at every layer, or puts other ones in their place."""
-
-    def __init__(self, model, eos, replay=None):
-        self.eos, self.replay, self.recorded, self.handles = eos, replay, [], []
-        for layer in model.model.model.language_model.layers:
-            for name in ("k_proj", "v_proj"):
-                self.handles.append(getattr(layer.self_attn, name).register_forward_hook(self._hook))
-
-    def _hook(self, module, inputs, output):
-        rows = torch.arange(len(output))
-        self.recorded.append(output[rows, self.eos].detach().clone())
-        if self.replay is not None:
-            output = output.clone()
-            output[rows, self.eos] = self.replay[len(self.recorded) - 1]
-            return output
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        for handle in self.handles:
-            handle.remove()
-
-
-def states(model, batch):
-    captured = {}
-    language_model = model.model.model.language_model
-    handle = language_model.register_forward_hook(lambda m, i, o: captured.update(h=o.last_hidden_state))
-    model(**batch)
-    handle.remove()
-    return captured["h"]
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_b_does_not_see_a_when_eos_is_held(tiny_backbone, tmp_path, architecture, layout):
@@ -64,11 +31,11 @@ def test_b_does_not_see_a_when_eos_is_held(tiny_backbone, tmp_path, architecture
     in_b = (torch.arange(batch["input_ids"].shape[1]) > eos[:, None]) & batch["attention_mask"].bool()
     in_a = torch.arange(batch["input_ids"].shape[1]) < eos[:, None]
     with torch.no_grad():
-        with EosKeysAndValues(model, eos) as first:
-            before = states(model, batch)
-        free = states(model, other)
-        with EosKeysAndValues(model, eos, replay=first.recorded):
-            held = states(model, other)
+        with HeldKeysAndValues(model, eos[:, None]) as first:
+            before = final_states(model, batch)
+        free = final_states(model, other)
+        with HeldKeysAndValues(model, eos[:, None], replay=first.recorded):
+            held = final_states(model, other)
     assert (held - before)[in_a].abs().max() > 1e-2  # A did change
     assert torch.equal(held[in_b], before[in_b])
     assert (free - before)[in_b].abs().max() > 1e-4  # and reaches B where EOS is free
@@ -81,23 +48,11 @@ def test_gradient_of_b_reaches_a_only_through_eos(tiny_backbone, tmp_path, archi
     model, batch = batch_of(backbone, tmp_path, layout)
     rows = torch.arange(len(batch["input_ids"]))
     batch["labels"][rows, batch["eos_position"] + 1] = IGNORE_INDEX  # predicted from EOS' own state
-    in_a = torch.arange(batch["input_ids"].shape[1]) < batch["eos_position"][:, None]
-    inputs = {}
-
-    def keep(module, args, kwargs):
-        inputs["embeds"] = kwargs["inputs_embeds"] = kwargs["inputs_embeds"].detach().requires_grad_()
-        return args, kwargs
-
-    handle = backbone.model.model.language_model.register_forward_pre_hook(keep, with_kwargs=True)
-    model(**batch)["token"][0].backward()
-    through_eos = inputs["embeds"].grad[in_a].abs().max()
-    with EosKeysAndValues(model, batch["eos_position"]) as recorded, torch.no_grad():
-        model(**batch)
-    with EosKeysAndValues(model, batch["eos_position"], replay=recorded.recorded):
-        model(**batch)["token"][0].backward()
-    handle.remove()
+    eos = batch["eos_position"][:, None]
+    in_a = torch.arange(batch["input_ids"].shape[1]) < eos
+    through_eos, held = gradients_before(model, batch, eos, in_a)
     assert through_eos > 0
-    assert inputs["embeds"].grad[in_a].abs().max() == 0
+    assert held == 0
 
 
 def test_strict_eos_state_is_that_of_inference(tiny_backbone, tmp_path):
@@ -119,7 +74,7 @@ def test_strict_eos_state_is_that_of_inference(tiny_backbone, tmp_path):
         )
         for layout, equal in (("strict", True), ("published", False)):
             model, batch = batch_of(backbone, tmp_path, layout, n=1)
-            eos = states(model, batch)[0, batch["eos_position"][0]]
+            eos = final_states(model, batch)[0, batch["eos_position"][0]]
             assert torch.allclose(eos, alone, atol=1e-5) == equal
 
 

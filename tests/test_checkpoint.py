@@ -3,13 +3,11 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
-import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from stranger import embed_as_a_stranger
 from transformers import AutoModelForImageTextToText
 
 from cocoa.adapters import Lora, add_adapters, merge_adapters
@@ -20,29 +18,6 @@ from cocoa.pairs import Side
 
 VARIANTS = [(model_type, tied) for model_type in ("qwen2_vl", "qwen2_5_vl") for tied in (True, False)]
 TEXTS = ["A red cup.", "The cat looks at the astronaut in the orange suit.", "<|im_end|> <|image_pad|>"]
-
-STRANGER = """
-import sys
-sys.modules["cocoa"] = None  # `import cocoa` fails from here on
-import json, numpy
-from PIL import Image
-from sentence_transformers import SentenceTransformer
-
-job = json.load(open(sys.argv[1]))
-images = [Image.open(path) for path in job["images"]]
-texts = job["texts"]
-found = {}
-for name, folder in job["folders"].items():
-    model = SentenceTransformer(folder, device="cpu")
-    found[name + " image"] = model.encode(images)
-    found[name + " text"] = model.encode(texts)
-    found[name + " image+text"] = model.encode([{"text": t, "image": i} for t, i in zip(texts, images)])
-    found[name + " prompt"] = model.encode(texts, prompt="Find the picture:")
-    found[name + " image, prompt"] = model.encode(images, prompt="Find the picture:")
-    mixed = [texts[0], {"image": images[0]}, {"text": texts[1], "image": images[1]}]
-    found[name + " mixed"] = model.encode(mixed)
-numpy.savez(sys.argv[2], **found)
-"""
 
 
 def inputs(pictures):
@@ -82,23 +57,18 @@ def checkpoint(request, saved):
 @pytest.fixture(scope="module")
 def read_by_a_stranger(saved, pictures, tmp_path_factory):
     """Embeddings from one process that has no cocoa and no network, for every variant and kind of input."""
-    folder = tmp_path_factory.mktemp("stranger")
-    for i, image in enumerate(pictures):
-        image.save(folder / f"{i}.png")
-    job = {
-        "images": [str(folder / f"{i}.png") for i in range(len(pictures))],
-        "texts": TEXTS,
-        "folders": {f"{model_type} {tied}": str(path) for (model_type, tied), (_, path) in saved.items()},
+    numbers, prompt = list(range(len(pictures))), "Find the picture:"
+    pairs = [{"text": text, "image": number} for text, number in zip(TEXTS, numbers, strict=True)]
+    items = {
+        "image": (numbers, None),
+        "text": (TEXTS, None),
+        "image+text": (pairs, None),
+        "prompt": (TEXTS, prompt),
+        "image, prompt": (numbers, prompt),
+        "mixed": ([TEXTS[0], {"image": 0}, pairs[1]], None),
     }
-    (folder / "job.json").write_text(json.dumps(job))
-    subprocess.run(
-        [sys.executable, "-c", STRANGER, str(folder / "job.json"), str(folder / "found.npz")],
-        check=True,
-        cwd=folder,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        timeout=300,
-    )
-    return np.load(folder / "found.npz")
+    folders = {f"{model_type} {tied}": path for (model_type, tied), (_, path) in saved.items()}
+    return embed_as_a_stranger(tmp_path_factory.mktemp("stranger"), pictures, folders, items)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from attention_paths import HeldKeysAndValues, final_states, gradients_before
 from toy import arguments, pictures, with_adapters
 from transformers import AutoTokenizer
 
@@ -51,38 +52,9 @@ def batch_of(backbone, tmp_path, n=3):
     return trainer.model.eval(), trainer.data_collator([trainer.train_dataset[0, i] for i in range(n)])
 
 
-class HeldKeysAndValues:
-    """Records the keys and values of the compression tokens at every layer, or puts other ones in their place."""
-
-    def __init__(self, model, start, replay=None):
-        self.held = start[:, None] + torch.arange(K)  # (B, K)
-        self.replay, self.recorded, self.handles = replay, [], []
-        for layer in model.model.model.language_model.layers:
-            for name in ("k_proj", "v_proj"):
-                self.handles.append(getattr(layer.self_attn, name).register_forward_hook(self._hook))
-
-    def _hook(self, module, inputs, output):
-        sequences = torch.arange(len(output))[:, None]
-        self.recorded.append(output[sequences, self.held].detach().clone())
-        if self.replay is not None:
-            output = output.clone()
-            output[sequences, self.held] = self.replay[len(self.recorded) - 1]
-            return output
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        for handle in self.handles:
-            handle.remove()
-
-
-def states(model, batch):
-    captured = {}
-    handle = model.model.model.language_model.register_forward_hook(lambda m, i, o: captured.update(h=o[0]))
-    model(**batch)
-    handle.remove()
-    return captured["h"]
+def held_positions(batch):
+    """(B, K) where the compression tokens stand."""
+    return batch["compression_start"][:, None] + torch.arange(K)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -92,11 +64,11 @@ def test_the_dialogue_does_not_see_the_image_when_the_compression_tokens_are_hel
     other = {**batch, "pixel_values": torch.randn_like(batch["pixel_values"])}
     spoken = (position >= start[:, None] + K) & batch["attention_mask"].bool()
     with torch.no_grad():
-        with HeldKeysAndValues(model, start) as first:
-            before = states(model, batch)
-        free = states(model, other)
-        with HeldKeysAndValues(model, start, replay=first.recorded):
-            held = states(model, other)
+        with HeldKeysAndValues(model, held_positions(batch)) as first:
+            before = final_states(model, batch)
+        free = final_states(model, other)
+        with HeldKeysAndValues(model, held_positions(batch), replay=first.recorded):
+            held = final_states(model, other)
     assert (held - before)[position < start[:, None]].abs().max() > 1e-2  # the image did change
     assert torch.equal(held[spoken], before[spoken])
     assert (free - before)[spoken].abs().max() > 1e-4  # and reaches the dialogue where they are free
@@ -109,22 +81,9 @@ def test_the_gradient_of_an_answer_reaches_the_image_only_through_the_compressio
     backbone = compressing(architecture)
     model, batch = batch_of(backbone, tmp_path)
     before = torch.arange(batch["input_ids"].shape[1]) < batch["compression_start"][:, None]
-    inputs = {}
-
-    def keep(module, args, kwargs):
-        inputs["embeds"] = kwargs["inputs_embeds"] = kwargs["inputs_embeds"].detach().requires_grad_()
-        return args, kwargs
-
-    handle = backbone.model.model.language_model.register_forward_pre_hook(keep, with_kwargs=True)
-    model(**batch)["token"][0].backward()
-    through = inputs["embeds"].grad[before].abs().max()
-    with HeldKeysAndValues(model, batch["compression_start"]) as recorded, torch.no_grad():
-        model(**batch)
-    with HeldKeysAndValues(model, batch["compression_start"], replay=recorded.recorded):
-        model(**batch)["token"][0].backward()
-    handle.remove()
+    through, held = gradients_before(model, batch, held_positions(batch), before)
     assert through > 0
-    assert inputs["embeds"].grad[before].abs().max() == 0
+    assert held == 0
 
 
 def test_the_compression_tokens_state_is_that_of_inference(compressing, tmp_path):
@@ -138,7 +97,7 @@ def test_the_compression_tokens_state_is_that_of_inference(compressing, tmp_path
             input_ids=ids, position_ids=backbone.rope_positions(ids, ids * 0 + 1, inputs["image_grid_thw"]), **inputs
         ).last_hidden_state[0, -K:]
         start = int(batch["compression_start"][0])
-        torch.testing.assert_close(states(model, batch)[0, start : start + K], alone, atol=1e-5, rtol=0)
+        torch.testing.assert_close(final_states(model, batch)[0, start : start + K], alone, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

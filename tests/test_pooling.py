@@ -1,14 +1,9 @@
 """Embeddings of other tokens than EOS: the mean of all (MoCa), the mean of the compression tokens (CoMa)."""
 
-import json
-import os
-import subprocess
-import sys
-
-import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from stranger import embed_as_a_stranger
 from toy import arguments, toy_pairs, with_adapters
 
 from cocoa.backbone import Form, load_backbone
@@ -25,24 +20,6 @@ FORMS = [Form("bidirectional", "mean"), Form("causal", "compression", K)]
 VARIANTS = [(model_type, form) for model_type in ("qwen2_vl", "qwen2_5_vl") for form in FORMS]
 TEXTS = ["A red cup.", "The cat looks at the astronaut in the orange suit.", "<|im_end|> <|compress_1|> <|image_pad|>"]
 LONG = "The cat looks at the astronaut. " * 40
-
-STRANGER = """
-import sys
-sys.modules["cocoa"] = None  # `import cocoa` fails from here on
-import json, numpy
-from PIL import Image
-from sentence_transformers import SentenceTransformer
-
-job = json.load(open(sys.argv[1]))
-images = [Image.open(path) for path in job["images"]]
-texts = job["texts"]
-found = {}
-for name, folder in job["folders"].items():
-    model = SentenceTransformer(folder, device="cpu")
-    mixed = [texts[0], {"image": images[0]}, {"text": texts[1], "image": images[1]}, texts[2], job["long"]]
-    found[name] = model.encode(mixed)
-numpy.savez(sys.argv[2], **found)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -81,22 +58,13 @@ def sides(pictures):
 
 @pytest.mark.slow
 def test_plain_sentence_transformers_gives_the_same_embeddings(saved, pictures, tmp_path):
-    for i, image in enumerate(pictures):
-        image.save(tmp_path / f"{i}.png")
-    job = {
-        "images": [str(tmp_path / f"{i}.png") for i in range(len(pictures))],
-        "texts": TEXTS,
-        "long": LONG,
-        "folders": {f"{model_type} {form.pooling}": str(saved[model_type, form][1]) for model_type, form in VARIANTS},
-    }
-    (tmp_path / "job.json").write_text(json.dumps(job))
-    command = [sys.executable, "-c", STRANGER, str(tmp_path / "job.json"), str(tmp_path / "found.npz")]
-    subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"}, timeout=300)
-    found = np.load(tmp_path / "found.npz")
+    folders = {f"{model_type} {form.pooling}": saved[model_type, form][1] for model_type, form in VARIANTS}
+    mixed = [TEXTS[0], {"image": 0}, {"text": TEXTS[1], "image": 1}, TEXTS[2], LONG]
+    found = embed_as_a_stranger(tmp_path, pictures, folders, {"mixed": (mixed, None)})
     for model_type, form in VARIANTS:
         backbone, _ = saved[model_type, form]
         expected = torch.stack([by_hand(backbone, side) for side in sides(pictures)])
-        read = torch.from_numpy(found[f"{model_type} {form.pooling}"])
+        read = torch.from_numpy(found[f"{model_type} {form.pooling} mixed"])
         torch.testing.assert_close(read, expected, atol=1e-6, rtol=0)  # padded on the left, images and none in a batch
         assert (expected[0] - expected[1]).abs().max() > 1e-3
 
