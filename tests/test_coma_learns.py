@@ -8,6 +8,9 @@ from cocoa.recipe import parse_recipe
 from cocoa.scenes.write import write_scenes
 
 
+SETS = ["SceneQuestions", "Scenes_t2i", "SceneChanges", "SceneGrounding"]
+
+
 def short_coma(scenes, output, backbone):
     """`recipes/coma-mini.yaml` at half its size and learning from a third of the rows."""
     common = {"batch_size": 32, "report_to": "none"}
@@ -36,9 +39,9 @@ def test_coma_beats_the_untouched_backbone(tmp_path):
     scores = {}
     for name, model in (("coma", final), ("untouched", backbone)):
         output = tmp_path / "scores" / name
-        found = evaluate(model, tmp_path / "scenes" / "MMEB-eval", output, batch_size=32)
+        found = evaluate(model, tmp_path / "scenes" / "MMEB-eval", output, SETS, batch_size=32)
         scores[name] = {group: average["hit@1"] for group, average in found["averages"].items()}
     assert scores["untouched"]["All"] < 5  # of 40 and more candidates
     assert scores["coma"]["All"] > scores["untouched"]["All"] + 12, scores
-    for group in ("VQA", "Retrieval", "Grounding"):  # seventy labels of a hundred are too few for classification
+    for group in ("VQA", "Retrieval", "Grounding"):  # seventy rows are too few for classification's labels
         assert scores["coma"][group] > scores["untouched"][group] + 5, scores

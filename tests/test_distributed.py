@@ -38,10 +38,11 @@ def launch(processes, *arguments):
     return done.stdout
 
 
-def train(processes, stage, backbone, folder, save_at=0):
+def train(processes, stages, backbone, folder, save_at=0):
+    """The folder of each stage, trained on so many processes in one launch."""
     folder.mkdir(exist_ok=True)
-    launch(processes, SCRIPT, stage, backbone, folder, save_at)
-    return load_file(folder / "trained.safetensors")
+    launch(processes, SCRIPT, ",".join(stages), backbone, folder, save_at)
+    return {stage: folder / stage for stage in stages}
 
 
 def distance(a, b):
@@ -49,28 +50,35 @@ def distance(a, b):
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
+@pytest.fixture(scope="module")
+def trained(tiny_backbone_path, tmp_path_factory):
+    """Number of processes -> stage -> folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    return {number: train(number, STAGES, tiny_backbone_path(), folder / str(number)) for number in (1, 2)}
+
+
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_equal_one(tiny_backbone_path, tmp_path, stage):
-    backbone = tiny_backbone_path()
-    one = train(1, stage, backbone, tmp_path / "one")
-    two = train(2, stage, backbone, tmp_path / "two")
-    moved = distance(one, load_file(tmp_path / "one" / "start.safetensors"))
+def test_two_processes_equal_one(trained, stage):
+    folders = [trained[number][stage] for number in (1, 2)]
+    one, two = (load_file(folder / "trained.safetensors") for folder in folders)
+    moved = distance(one, load_file(folders[0] / "start.safetensors"))
     assert moved > 1e-3
     assert distance(one, two) < 1e-3 * moved
-    losses = [json.loads((tmp_path / name / "losses.json").read_text()) for name in ("one", "two")]
+    losses = [json.loads((folder / "losses.json").read_text()) for folder in folders]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    accounts = [json.loads((tmp_path / name / "account.json").read_text()) for name in ("one", "two")]
+    accounts = [json.loads((folder / "account.json").read_text()) for folder in folders]
     assert accounts[0]["tokens"] == accounts[1]["tokens"] > 0
     assert [account["device"] for account in accounts] == ["cpu", "2 x cpu"]
 
 
 def test_two_processes_resume_in_a_later_epoch(tiny_backbone_path, tmp_path):
     """Accelerate's own loader forgets the epoch of a restart on several processes; ours does not."""
-    backbone = tiny_backbone_path()
-    whole = train(2, "eos_bridge", backbone, tmp_path / "run", save_at=3)
-    shutil.rmtree(tmp_path / "run" / "trainer" / "checkpoint-6")
-    resumed = train(2, "eos_bridge", backbone, tmp_path / "run", save_at=3)
-    assert distance(whole, resumed) == 0
+    backbone, stage = tiny_backbone_path(), "eos_bridge"
+    folder = train(2, [stage], backbone, tmp_path, save_at=3)[stage]
+    whole = load_file(folder / "trained.safetensors")
+    shutil.rmtree(folder / "trainer" / "checkpoint-6")
+    train(2, [stage], backbone, tmp_path, save_at=3)
+    assert distance(whole, load_file(folder / "trained.safetensors")) == 0
 
 
 def test_two_processes_score_as_one_and_share_the_work(tiny_backbone_path, photo_data, tmp_path):

@@ -42,8 +42,10 @@ def coma(backbone, data, dialogues, output, tuning="dora", **changes):
     return content
 
 
-@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
-@pytest.mark.parametrize("tuning", ["full", "dora", "whole matrix"])
+@pytest.mark.parametrize(
+    ("model_type", "tuning"),
+    [("qwen2_vl", "dora"), ("qwen2_vl", "whole matrix"), ("qwen2_5_vl", "full"), ("qwen2_5_vl", "whole matrix")],
+)
 def test_coma_ends_in_a_checkpoint_that_all_read_alike(
     tiny_backbone_path, photo_data, dialogue_file, pictures, tmp_path, model_type, tuning
 ):
