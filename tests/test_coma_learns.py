@@ -7,7 +7,6 @@ from cocoa.pipeline import train
 from cocoa.recipe import parse_recipe
 from cocoa.scenes.write import write_scenes
 
-
 SETS = ["SceneQuestions", "Scenes_t2i", "SceneChanges", "SceneGrounding"]
 
 

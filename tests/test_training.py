@@ -211,8 +211,8 @@ class KillAt(TrainerCallback):
             raise Killed
 
 
-@pytest.mark.parametrize("tuning", ["full", "dora"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("tuning", [pytest.param("full", marks=pytest.mark.slow), "dora"])
+@pytest.mark.parametrize("stage", [*STAGES[:-1], pytest.param("matching", marks=pytest.mark.slow)])
 def test_killed_and_resumed_equals_uninterrupted(tiny_backbone, tmp_path, stage, tuning):
     """Bit for bit, over an epoch's end, with dropout and (where allowed) accumulation."""
     options = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "weight_decay": 0.1}
