@@ -186,6 +186,7 @@ def test_validation_rows_are_in_no_stage_s_training_rows(tiny_backbone_path, pho
 # ------------------------------------------------------------------------------------------ stopped anywhere
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["linear", "constant"])
 def test_the_folder_appears_only_when_whole(recipe, tmp_path, monkeypatch, schedule):
     recipe.stages[0].options["lr_scheduler_type"] = schedule

@@ -130,6 +130,7 @@ def test_compression_tokens_begin_unlike_each_other(saved):
     assert torch.pdist(rows).min() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_the_contrastive_stage_trains_through_its_pooling(saved, variant, tmp_path):
     """Adapters learn (and the compression tokens' rows), the fixed weights of the pooling do not."""

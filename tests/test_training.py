@@ -322,6 +322,7 @@ def test_the_patch_decoder_is_plain_where_adapters_are_in_place(tiny_backbone, t
     assert all(p.requires_grad and p.dtype == torch.float32 for p in decoder.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_finished_training_takes_no_step_when_started_again(tiny_backbone, tmp_path, stage):
     options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
