@@ -42,5 +42,5 @@ def test_coma_beats_the_untouched_backbone(tmp_path):
         scores[name] = {group: average["hit@1"] for group, average in found["averages"].items()}
     assert scores["untouched"]["All"] < 5  # of 40 and more candidates
     assert scores["coma"]["All"] > scores["untouched"]["All"] + 12, scores
-    for group in ("VQA", "Retrieval", "Grounding"):  # seventy rows are too few for classification's labels
-        assert scores["coma"][group] > scores["untouched"][group] + 5, scores
+    for group in ("Retrieval", "Grounding"):  # seventy rows a data set are too few for questions and labels
+        assert scores["coma"][group] > scores["untouched"][group] + 12, scores
