@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cocoa.backbone import locate
-from cocoa.checkpoint import RECORD_NAME, model_file, read_record
+from cocoa.checkpoint import find_record
 
 if sys.platform != "win32":
     import resource
@@ -88,8 +87,7 @@ def peak_bytes(device: torch.device) -> int:
 
 def history(model: str) -> list[dict[str, Any]]:
     """The facts of every stage that made a checkpoint, the first one first; none of an untouched backbone."""
-    path = model_file(locate(model), RECORD_NAME)
-    return stages_of(read_record(path.parent) if path else {})
+    return stages_of(find_record(model))
 
 
 def stages_of(record: dict[str, Any]) -> list[dict[str, Any]]:

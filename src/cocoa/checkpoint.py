@@ -101,10 +101,20 @@ def model_file(model: str | Path, name: str) -> Path | None:
     return Path(path) if path else None
 
 
+def find_record(model: str | Path) -> dict[str, Any]:
+    """The record of a checkpoint of ours by folder, hub id or embedded name; empty for any other model."""
+    path = model_file(locate(str(model)), RECORD_NAME)
+    return read_record(path.parent) if path else {}
+
+
+def training_part(record: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's record says of how it was trained, which evaluations repeat."""
+    return {key: value for key, value in record.items() if key not in ("image", "versions")}
+
+
 def recorded_form(model: str | Path) -> Form | None:
     """How a checkpoint of ours is read as an embedding model, by its record; None for any other model."""
-    path = model_file(locate(str(model)), RECORD_NAME)
-    record = read_record(path.parent) if path else {}
+    record = find_record(model)
     return form_of(record) if record else None
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from cocoa.account import stages_of
 from cocoa.bootstrap import interval, outcomes, resampled_differences
 from cocoa.catalogue import find_dataset
-from cocoa.checkpoint import RECORD_NAME, read_record
+from cocoa.checkpoint import RECORD_NAME, read_record, training_part
 from cocoa.errors import CocoaError
 from cocoa.metrics import group_members
 from cocoa.scores import RANKS_NAME, SUMMARY_NAME, read_ranks, short_name
@@ -148,7 +148,7 @@ def read_run(folder: Path) -> Run:
     if not (scores / SUMMARY_NAME).is_file():
         return run
     summary = _read_json(scores / SUMMARY_NAME)
-    if summary.get("recipe") != {key: value for key, value in record.items() if key not in ("image", "versions")}:
+    if summary.get("recipe") != training_part(record):
         raise CocoaError(f"{scores}: of another checkpoint than {final}; evaluate again: cocoa evaluate {final} ...")
     return _scored(run, scores, summary)
 

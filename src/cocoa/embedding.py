@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cocoa.backbone import batch_vision_attention, load_backbone, locate
-from cocoa.checkpoint import RECORD_NAME, as_sentence_transformer, form_of, model_file, read_record, trained_length
+from cocoa.checkpoint import as_sentence_transformer, find_record, form_of, model_file, trained_length
 from cocoa.errors import CocoaError
 from cocoa.images import image_size, load_image
 from cocoa.inputs import (
@@ -188,8 +188,7 @@ def load_embedder(model: str | Path, max_length: int | None = None, prompt_style
         raise CocoaError(f"model {model}: a file; give the checkpoint's folder or a hub id")
     device = this_process().device
     if prompt_style == "cocoa" and model_file(model, "modules.json") is not None:
-        path = model_file(model, RECORD_NAME)
-        record = read_record(path.parent) if path else {}
+        record = find_record(model)
         image = record.get("image", {})
         budget = ImageBudget(tuple(image.get("tokens", DEFAULT_IMAGES.tokens)), image.get("resize", "aspect"))
         length = max_length or trained_length(record)
@@ -200,7 +199,7 @@ def load_embedder(model: str | Path, max_length: int | None = None, prompt_style
                 f"model {model}: cannot be loaded ({str(error).splitlines()[0]}); is it complete?"
             ) from None
         batch_vision_attention(found.transformers_model)
-        form, ending = "cocoa" if path else "items", form_of(record).compression_tokens or 1
+        form, ending = "cocoa" if record else "items", form_of(record).compression_tokens or 1
         return Embedder(found, budget, length, form, _folder_of(model), record, ending)
     plain = prompt_style == "reference"
     backbone = load_backbone(model, dtype="auto", attention="causal")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cocoa.bad_rows import BadRows
-from cocoa.checkpoint import versions
+from cocoa.checkpoint import training_part, versions
 from cocoa.embedding import Embedder, load_embedder
 from cocoa.embedding_cache import EmbeddingCache, fingerprint, hash_folder
 from cocoa.errors import CocoaError
@@ -92,7 +92,7 @@ def evaluate(
     about = {
         "model": str(model),
         "model_hash": model_hash,
-        "recipe": {key: value for key, value in embedder.record.items() if key not in ("image", "versions")},
+        "recipe": training_part(embedder.record),
         "data": str(data),
         "data_hash": {
             dataset.name: data_hash(dataset, [inputs.keys[i] for i in place])

@@ -6,7 +6,6 @@ Images that lie in a parquet file are written out as they are.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import os
@@ -16,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
 from cocoa.dialogue_files import unfinished
@@ -27,7 +24,7 @@ from cocoa.images import load_image
 from cocoa.pairs import Side, Turn
 from cocoa.parsing import check_keys
 from cocoa.processes import shared
-from cocoa.sources import json_records, read_text, read_turns
+from cocoa.sources import csv_records, json_records, open_parquet, read_text, read_turns
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 FILE_SUFFIXES = (".jsonl", ".json", ".csv")
@@ -150,7 +147,7 @@ def _files(source: Path, output: Path) -> tuple[list[_Row], list[Path]]:
 
 def _file_rows(path: Path) -> Iterator[_Row]:
     """The rows of a JSONL, JSON or CSV file of image paths."""
-    records = _csv_records if path.suffix == ".csv" else json_records
+    records = csv_records if path.suffix == ".csv" else json_records
     try:
         for _, where, record in records(path):
             if not isinstance(record, dict):
@@ -161,15 +158,6 @@ def _file_rows(path: Path) -> Iterator[_Row]:
             yield _row(record, "image_path", where, path.parent)
     except UnicodeDecodeError as error:
         raise CocoaError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-
-
-def _csv_records(path: Path) -> Iterator[tuple[int, str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        for record in reader:
-            if None in record:
-                raise CocoaError(f"{path}, line {reader.line_num}: more fields than columns; put texts in quotes")
-            yield reader.line_num, f"{path}, line {reader.line_num}", record
 
 
 def _row(record: dict[str, Any], column: str, where: str, folder: Path) -> _Row:
@@ -187,7 +175,7 @@ def _row(record: dict[str, Any], column: str, where: str, folder: Path) -> _Row:
 
 def _row_groups(path: Path) -> list[tuple[Path, str, int, int]]:
     """(file, column of the image, row group, its first row counted from 1) of each row group."""
-    file = _open(path)
+    file = open_parquet(path)
     column = next((name for name in (IMAGE_COLUMN, "image_path") if name in file.schema_arrow.names), None)
     if column is None:
         names = ", ".join(file.schema_arrow.names)
@@ -202,7 +190,7 @@ def _row_groups(path: Path) -> list[tuple[Path, str, int, int]]:
 def _look_into(output: Path, group: tuple[Path, str, int, int]) -> list[_Seen]:
     """The images of a row group, a few rows in memory at a time; its other columns are not read."""
     path, column, number, row = group
-    file = _open(path)
+    file = open_parquet(path)
     columns = [name for name in (column, "caption", "dialogue") if name in file.schema_arrow.names]
     seen = []
     for batch in file.iter_batches(READ_ROWS, row_groups=[number], columns=columns):
@@ -210,13 +198,6 @@ def _look_into(output: Path, group: tuple[Path, str, int, int]) -> list[_Seen]:
             seen.append(_look(output, _row(record, column, f"{path}, row {row}", path.parent)))
             row += 1
     return seen
-
-
-def _open(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise CocoaError(f"{path}: not parquet ({str(error).splitlines()[0]}); write it again") from None
 
 
 def _look(output: Path, row: _Row) -> _Seen:

@@ -131,14 +131,15 @@ def stage_forms(recipe: Recipe) -> list[Form]:
     known = recorded_form(recipe.backbone)
     there = known.compression_tokens if known else 0
     for stage in recipe.stages:
+        args = recipe.arguments(stage, recipe.output_dir)
         try:
-            form = recipe.arguments(stage, recipe.output_dir).form(known)
+            form = args.form(known)
             if form.compression_tokens and not there:
                 load_backbone(recipe.backbone, weights=False, **form._asdict())  # is there room for them?
             if there and form.compression_tokens not in (0, there):
                 raise CocoaError(f"compression_tokens: {form.compression_tokens}, but there are {there}")
         except CocoaError as error:
-            raise CocoaError(f"stages.{stage.name}: {str(error).removeprefix(f'stages.{stage.name}: ')}") from None
+            raise CocoaError(f"stages.{stage.name}: {error}") from None
         forms.append(form)
         known, there = form, form.compression_tokens or there
     return forms

@@ -131,20 +131,26 @@ def read_file(
 
 
 def _csv_pairs(path: Path, root: str) -> Iterator[Pair]:
+    for line, where, record in csv_records(path, CSV_COLUMNS):
+        query, target = (
+            _side({key: record.get(f"{name}_{key}") for key in SIDE_KEYS}, root, f"{where}, {name}")
+            for name in ("query", "target")
+        )
+        yield Pair(query, target, (), path.stem, line)
+
+
+def csv_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, str, Any]]:
+    """As `json_records`, the rows of a CSV file, whose columns have to be among `columns` if they are given."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         for column in reader.fieldnames or ():
-            if column not in CSV_COLUMNS:
-                raise CocoaError(f"{path}: unknown column {column!r}; the columns are {', '.join(CSV_COLUMNS)}")
+            if columns is not None and column not in columns:
+                raise CocoaError(f"{path}: unknown column {column!r}; the columns are {', '.join(columns)}")
         for record in reader:
             where = f"{path}, line {reader.line_num}"
             if None in record:
                 raise CocoaError(f"{where}: more fields than columns; put texts with commas in double quotes")
-            query, target = (
-                _side({key: record.get(f"{name}_{key}") for key in SIDE_KEYS}, root, f"{where}, {name}")
-                for name in ("query", "target")
-            )
-            yield Pair(query, target, (), path.stem, reader.line_num)
+            yield reader.line_num, where, record
 
 
 def _json_pairs(path: Path, root: str) -> Iterator[Pair]:
@@ -207,15 +213,23 @@ def json_records(path: Path) -> Iterator[tuple[int, str, Any]]:
 
 def _parquet_records(path: Path) -> Iterator[tuple[int, str, Any]]:
     """As `json_records`, the rows of a parquet file, counted from 1."""
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise CocoaError(f"{path}: not parquet ({str(error).splitlines()[0]}); write it again") from None
     number = 0
-    for batch in file.iter_batches(READ_ROWS):
+    for batch in open_parquet(path).iter_batches(READ_ROWS):
         for record in batch.to_pylist():
             number += 1
             yield number, f"{path}, row {number}", record
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """A parquet file, seen to be one.
+
+    Raises:
+        CocoaError: it is none.
+    """
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CocoaError(f"{path}: not parquet ({str(error).splitlines()[0]}); write it again") from None
 
 
 def read_turns(value: Any, where: str) -> tuple[Turn, ...]:

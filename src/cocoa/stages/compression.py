@@ -21,7 +21,7 @@ from torch import Tensor
 from cocoa.backbone import Backbone, Form
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.errors import CocoaError
-from cocoa.inputs import most_tokens
+from cocoa.inputs import inert, most_tokens
 from cocoa.pairs import ContentPair, Side, Turn
 from cocoa.special_tokens import COMPRESSION_TOKENS, EOS_TOKEN
 from cocoa.stages.content import ContentDataset, ReconstructionArguments
@@ -106,12 +106,14 @@ def dialogue_tokens(backbone: Backbone, turns: Sequence[Turn]) -> tuple[list[int
 
     The text is the same as Qwen's chat template writes, without a system message.
     """
-    before, between, end, after = (backbone.tokenizer(text, add_special_tokens=False)["input_ids"] for text in _TURN)
+    texts = [*_TURN, *(inert(text) for turn in turns for text in turn)]
+    encoded = backbone.tokenizer(texts, add_special_tokens=False)["input_ids"]  # all in one call: rows are many
+    before, between, end, after, *said = encoded
     ids: list[int] = []
     labels: list[int] = []
-    for turn in turns:
-        asked = [*(after if ids else ()), *before, *backbone.encode_text(turn.question), *between]
-        answer = [*backbone.encode_text(turn.answer), *end]
+    for question, answer in zip(said[::2], said[1::2], strict=True):
+        asked = [*(after if ids else ()), *before, *question, *between]
+        answer = [*answer, *end]
         ids += asked + answer
         labels += [IGNORE_INDEX] * len(asked) + answer
     return ids, labels
