@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -100,3 +101,13 @@ def pictures() -> list[Image.Image]:
 def photo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `write_photos` filled: `MMEB-train` and `MMEB-eval` in it. Read only."""
     return write_photos(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="session")
+def photo_dialogues(photo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a dialogue of two turns on each training photograph."""
+    path = tmp_path_factory.mktemp("dialogues") / "talks.jsonl"
+    turns = [{"question": "what is red?", "answer": "the cup"}, {"question": "how many?", "answer": "two"}]
+    images = sorted((photo_data / "MMEB-train").rglob("*.jpg"))
+    path.write_text("".join(json.dumps({"image_path": str(image), "dialogue": turns}) + "\n" for image in images))
+    return path

@@ -1,12 +1,11 @@
 """CoMa and MoCa through the pipeline: recipe to checkpoint, on tiny backbones over the photographs."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from short_run import STEPS, short_recipe
+from toy import states_of
 from transformers import AutoModelForImageTextToText
 
 from cocoa import pipeline
@@ -20,15 +19,6 @@ from cocoa.recipe import parse_recipe
 
 pytestmark = pytest.mark.slow
 K = 4
-
-
-@pytest.fixture(scope="module")
-def dialogue_file(photo_data, tmp_path_factory):
-    path = tmp_path_factory.mktemp("dialogues") / "talks.jsonl"
-    turns = [{"question": "what is on the table?", "answer": "a cup"}, {"question": "is it red?", "answer": "yes"}]
-    images = sorted((photo_data / "MMEB-train").rglob("*.jpg"))
-    path.write_text("".join(json.dumps({"image_path": str(image), "dialogue": turns}) + "\n" for image in images))
-    return path
 
 
 def coma(backbone, data, dialogues, output, tuning="dora", **changes):
@@ -47,10 +37,10 @@ def coma(backbone, data, dialogues, output, tuning="dora", **changes):
     [("qwen2_vl", "dora"), ("qwen2_vl", "whole matrix"), ("qwen2_5_vl", "full"), ("qwen2_5_vl", "whole matrix")],
 )
 def test_coma_ends_in_a_checkpoint_that_all_read_alike(
-    tiny_backbone_path, photo_data, dialogue_file, pictures, tmp_path, model_type, tuning
+    tiny_backbone_path, photo_data, photo_dialogues, pictures, tmp_path, model_type, tuning
 ):
     backbone = tiny_backbone_path(model_type, tied=model_type == "qwen2_vl")
-    content = coma(backbone, photo_data, dialogue_file, tmp_path / "run", "full" if tuning == "full" else "dora")
+    content = coma(backbone, photo_data, photo_dialogues, tmp_path / "run", "full" if tuning == "full" else "dora")
     if tuning == "whole matrix":
         content["lora"]["embeddings"] = "all"
     final = train(parse_recipe(content))
@@ -64,12 +54,7 @@ def test_coma_ends_in_a_checkpoint_that_all_read_alike(
         assert not report["missing_keys"] and not report["unexpected_keys"]
         side = Side("Find the caption:", "A red cup.", pictures[0])
         loaded = load_backbone(folder, **form._asdict())
-        encoded = loaded.encode_side(side)
-        ids = encoded.pop("input_ids")[None]
-        positions = loaded.rope_positions(ids, torch.ones_like(ids), encoded["image_grid_thw"])
-        with torch.no_grad():
-            states = stock.eval().model(input_ids=ids, position_ids=positions, **encoded).last_hidden_state
-        expected = torch.nn.functional.normalize(states[0, -K:].mean(0), dim=0)
+        expected = torch.nn.functional.normalize(states_of(loaded, side, stock)[-K:].mean(0), dim=0)
         served = SentenceTransformer(str(folder), device="cpu").encode(
             [{"image": side.image, "text": side.text}], prompt=side.instruction, convert_to_tensor=True
         )[0]
@@ -84,17 +69,17 @@ def test_coma_ends_in_a_checkpoint_that_all_read_alike(
     assert (moved == own) if tuning == "dora" else (len(moved) > len(own))
 
 
-def test_coma_in_bfloat16_with_the_whole_matrix(tiny_backbone_path, photo_data, dialogue_file, tmp_path):
+def test_coma_in_bfloat16_with_the_whole_matrix(tiny_backbone_path, photo_data, photo_dialogues, tmp_path):
     """The matrix is trained in float32, and embeddings of the unfinished model can be taken all the same."""
-    content = coma(tiny_backbone_path(), photo_data, dialogue_file, tmp_path, dtype="bfloat16")
+    content = coma(tiny_backbone_path(), photo_data, photo_dialogues, tmp_path, dtype="bfloat16")
     content["lora"]["embeddings"] = "all"
     final = train(parse_recipe(content))
     assert {tensor.dtype for tensor in load_file(final / "model.safetensors").values()} == {torch.bfloat16}
     assert read_record(final)["merge_cosine"] > 0.999
 
 
-def test_a_checkpoint_keeps_its_compression_tokens(tiny_backbone_path, photo_data, dialogue_file, tmp_path):
-    content = coma(tiny_backbone_path(), photo_data, dialogue_file, tmp_path)
+def test_a_checkpoint_keeps_its_compression_tokens(tiny_backbone_path, photo_data, photo_dialogues, tmp_path):
+    content = coma(tiny_backbone_path(), photo_data, photo_dialogues, tmp_path)
     content["stages"][1]["contrastive"]["compression_tokens"] = K + 1
     with pytest.raises(CocoaError, match=r"stages.contrastive: compression_tokens: 5, but there are 4"):
         train(parse_recipe(content))
@@ -109,12 +94,7 @@ def test_moca_embeds_the_mean_of_all_tokens(tiny_backbone_path, photo_data, pict
     assert read_record(final)["pooling"] == "mean" and read_record(final)["attention"] == "bidirectional"
     loaded = load_backbone(final, pooling="mean")
     side = Side("Find the caption:", "A red cup.", pictures[0])
-    encoded = loaded.encode_side(side)
-    ids = encoded.pop("input_ids")[None]
-    positions = loaded.rope_positions(ids, torch.ones_like(ids), encoded["image_grid_thw"])
-    with torch.no_grad():
-        states = loaded.model.eval().model(input_ids=ids, position_ids=positions, **encoded).last_hidden_state
-    expected = torch.nn.functional.normalize(states[0].mean(0), dim=0)
+    expected = torch.nn.functional.normalize(states_of(loaded, side).mean(0), dim=0)
     torch.testing.assert_close(load_embedder(final).embed([side])[0], expected, atol=1e-6, rtol=0)
 
 

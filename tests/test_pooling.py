@@ -4,7 +4,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from stranger import embed_as_a_stranger
-from toy import arguments, toy_pairs, with_adapters
+from toy import arguments, states_of, toy_pairs, with_adapters
 
 from cocoa.backbone import Form, load_backbone
 from cocoa.checkpoint import as_sentence_transformer, form_of, read_record, recorded_form, save_checkpoint
@@ -40,13 +40,9 @@ def saved(tiny_backbone_path, tmp_path_factory):
 
 def by_hand(backbone, side):
     """The embedding of one side, unpadded, from the final states and the definition."""
-    encoded = backbone.encode_side(side)
-    ids = encoded.pop("input_ids")[None]
-    positions = backbone.rope_positions(ids, torch.ones_like(ids), encoded.get("image_grid_thw"))
-    with torch.no_grad():
-        states = backbone.model.eval().model(input_ids=ids, position_ids=positions, **encoded).last_hidden_state[0]
+    states = states_of(backbone, side)
     if backbone.pooling == "compression":
-        assert ids[0, -K:].tolist() == backbone.compression_token_ids
+        assert backbone.encode_side(side)["input_ids"][-K:].tolist() == backbone.compression_token_ids
         states = states[-K:]
     return torch.nn.functional.normalize(states.mean(0), dim=0)
 

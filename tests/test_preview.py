@@ -435,14 +435,10 @@ def test_what_does_not_print_is_made_visible():
 # ------------------------------------------------------------------------------------------------- compression
 
 
-def test_a_dialogue_is_shown_behind_its_compression_tokens(tiny_backbone_path, photo_data, tmp_path):
+def test_a_dialogue_is_shown_behind_its_compression_tokens(tiny_backbone_path, photo_data, photo_dialogues, tmp_path):
     """The second stage takes over the form that the first one would leave."""
-    images = sorted((photo_data / "MMEB-train").rglob("*.jpg"))[:8]
-    turns = [{"question": "what is red?", "answer": "the cup"}, {"question": "how many?", "answer": "two"}]
-    path = tmp_path / "talks.jsonl"
-    path.write_text("".join(json.dumps({"image_path": str(image), "dialogue": turns}) + "\n" for image in images))
     content = short_recipe(tiny_backbone_path(), photo_data, tmp_path / "run", "dora")
-    options = {"batch_size": 4, "compression_tokens": 3, "data": {"train": str(path), "validation_rows": 0}}
+    options = {"batch_size": 4, "compression_tokens": 3, "data": {"train": str(photo_dialogues), "validation_rows": 0}}
     content["stages"] = [{"compression": options}, content["stages"][2]]
     content["stages"][1]["contrastive"]["dataset_sampling"] = "uniform"
     found = preview(parse_recipe(content))

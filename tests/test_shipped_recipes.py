@@ -1,6 +1,5 @@
 """Every file in `recipes/` parses, and is built, all its objects, on a tiny backbone over the photographs."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -36,17 +35,7 @@ def by_name(table, path):
     return table[max(found, key=len)] if found else None
 
 
-@pytest.fixture(scope="module")
-def dialogue_file(photo_data, tmp_path_factory):
-    """A dialogue on each training photograph."""
-    path = tmp_path_factory.mktemp("dialogues") / "dialogues.jsonl"
-    turns = [{"question": "what is red?", "answer": "the cup"}]
-    images = sorted((photo_data / "MMEB-train").rglob("*.jpg"))
-    path.write_text("".join(json.dumps({"image_path": str(image), "dialogue": turns}) + "\n" for image in images))
-    return path
-
-
-def fitted(path, backbone, data, dialogue_file):
+def fitted(path, backbone, data, photo_dialogues):
     """The overrides that make a recipe fit a tiny model and the photographs."""
     overrides = [f"backbone={backbone}", f"data.train={data}", "data.split=original"]
     for i, entry in enumerate(yaml.safe_load(path.read_text())["stages"]):
@@ -59,7 +48,7 @@ def fitted(path, backbone, data, dialogue_file):
             if (options or {}).get("sub_batch_size", 1) > 1:
                 small["sub_batch_size"] = 1
         if name == "compression":
-            small |= {"compression_tokens": 4, "data.train": dialogue_file}
+            small |= {"compression_tokens": 4, "data.train": photo_dialogues}
         overrides += [f"stages.{i}.{key}={value}" for key, value in small.items()]
     return overrides
 
@@ -120,11 +109,11 @@ def test_published_values_stand_in_the_recipes(path, tmp_path):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_that_ships_builds_all_its_objects(path, tiny_backbone_path, photo_data, dialogue_file, tmp_path):
+def test_a_recipe_that_ships_builds_all_its_objects(path, tiny_backbone_path, photo_data, photo_dialogues, tmp_path):
     written = load_recipe(path)
     assert [written.arguments(stage, tmp_path).batch_size for stage in written.stages]
     backbone = tiny_backbone_path("qwen2_5_vl" if "qwen2.5" in written.backbone.lower() else "qwen2_vl")
-    recipe = load_recipe(path, fitted(path, backbone, photo_data / "MMEB-train", dialogue_file))
+    recipe = load_recipe(path, fitted(path, backbone, photo_data / "MMEB-train", photo_dialogues))
     assert [stage.name for stage in recipe.stages] == [stage.name for stage in written.stages]
     for stage, form in zip(recipe.stages, stage_forms(recipe), strict=True):
         args = recipe.arguments(stage, tmp_path)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from peft import PeftModel
 from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from cocoa.adapters import Lora, add_adapters
 from cocoa.backbone import Backbone, set_attention
@@ -74,6 +77,16 @@ def dialogues(n: int) -> list[ContentPair]:
     return [
         ContentPair(Side(image=images[i]), "", f"toy/{i}", tuple(turns[3 * i : 3 * i + 1 + i % 3])) for i in range(n)
     ]
+
+
+def states_of(backbone: Backbone, side: Side, model: PreTrainedModel | None = None) -> Tensor:
+    """(T, D) final states of one side, unpadded; of another model with the same processor, if one is given."""
+    encoded = backbone.encode_side(side)
+    ids = encoded.pop("input_ids")[None]
+    positions = backbone.rope_positions(ids, torch.ones_like(ids), encoded.get("image_grid_thw"))
+    with torch.no_grad():
+        inner = (model or backbone.model).eval().model
+        return inner(input_ids=ids, position_ids=positions, **encoded).last_hidden_state[0]
 
 
 def arguments(cls, folder, **options):

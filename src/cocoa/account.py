@@ -87,7 +87,7 @@ def peak_bytes(device: torch.device) -> int:
 
 def history(model: str) -> list[dict[str, Any]]:
     """The facts of every stage that made a checkpoint, the first one first; none of an untouched backbone."""
-    return stages_of(find_record(model))
+    return stages_of(find_record(model) or {})
 
 
 def stages_of(record: dict[str, Any]) -> list[dict[str, Any]]:

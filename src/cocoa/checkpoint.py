@@ -101,10 +101,10 @@ def model_file(model: str | Path, name: str) -> Path | None:
     return Path(path) if path else None
 
 
-def find_record(model: str | Path) -> dict[str, Any]:
-    """The record of a checkpoint of ours by folder, hub id or embedded name; empty for any other model."""
+def find_record(model: str | Path) -> dict[str, Any] | None:
+    """The record of a checkpoint of ours by folder, hub id or embedded name; None for any other model."""
     path = model_file(locate(str(model)), RECORD_NAME)
-    return read_record(path.parent) if path else {}
+    return read_record(path.parent) if path else None
 
 
 def training_part(record: dict[str, Any]) -> dict[str, Any]:

@@ -188,7 +188,8 @@ def load_embedder(model: str | Path, max_length: int | None = None, prompt_style
         raise CocoaError(f"model {model}: a file; give the checkpoint's folder or a hub id")
     device = this_process().device
     if prompt_style == "cocoa" and model_file(model, "modules.json") is not None:
-        record = find_record(model)
+        ours = find_record(model)
+        record = ours or {}
         image = record.get("image", {})
         budget = ImageBudget(tuple(image.get("tokens", DEFAULT_IMAGES.tokens)), image.get("resize", "aspect"))
         length = max_length or trained_length(record)
@@ -199,7 +200,7 @@ def load_embedder(model: str | Path, max_length: int | None = None, prompt_style
                 f"model {model}: cannot be loaded ({str(error).splitlines()[0]}); is it complete?"
             ) from None
         batch_vision_attention(found.transformers_model)
-        form, ending = "cocoa" if record else "items", form_of(record).compression_tokens or 1
+        form, ending = "cocoa" if ours is not None else "items", form_of(record).compression_tokens or 1
         return Embedder(found, budget, length, form, _folder_of(model), record, ending)
     plain = prompt_style == "reference"
     backbone = load_backbone(model, dtype="auto", attention="causal")

@@ -25,7 +25,7 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from cocoa.backbone import EMBEDDED, locate
-from cocoa.checkpoint import RECORD_NAME, model_file
+from cocoa.checkpoint import find_record
 from cocoa.dialogue_parsing import Reply
 from cocoa.embedding_cache import hash_folder
 from cocoa.errors import CocoaError
@@ -161,7 +161,7 @@ def identify(model: str) -> str:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise _unreadable(model, error) from None
-    if model_file(source, RECORD_NAME) is not None:
+    if find_record(model) is not None:
         raise CocoaError(f"model {model}: an embedding model of cocoa, which does not converse; name its backbone")
     return hash_folder(Path(source)) if Path(source).is_dir() else str(config._commit_hash)
 
