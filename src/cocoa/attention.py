@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-BridgeLayout = Literal["published", "strict"]
+BridgeLayout = Literal["published", "strict", "full"]
 BRIDGE_LAYOUTS: tuple[str, ...] = get_args(BridgeLayout)
 CHUNKED = "chunked_as_flash"
 """`chunked_attention` in transformers, which loops over images unless the name has `flash` in it."""
@@ -62,11 +62,14 @@ def eos_bridged(eos_position: Tensor, attention_mask: Tensor, layout: BridgeLayo
         eos_position: (B,) index of the EOS between A and B in each row.
         attention_mask: (B, T), nonzero on real tokens.
         layout: `published` lets EOS see A and B, as the paper's figure does; some of B then reaches A
-            through EOS. `strict` (ours) lets EOS see A only, which is what it sees at inference.
+            through EOS. `strict` (ours) lets EOS see A only, which is what it sees at inference. `full` cuts
+            nothing: the control that tells what the bridge itself adds.
 
     Returns:
         (B, 1, T, T) boolean mask, True = attend.
     """
+    if layout == "full":
+        return bidirectional(attention_mask)
     position = torch.arange(attention_mask.shape[1], device=attention_mask.device)  # (T,)
     in_a = position < eos_position[:, None]  # (B, T)
     in_b = position > eos_position[:, None]

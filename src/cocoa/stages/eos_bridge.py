@@ -2,7 +2,7 @@
 
 A sequence is block A (an image with its instruction and text), one EOS, block B (the other side's
 content). Attention is cut so that what B learns of A has passed through EOS. Departures from the paper,
-where it is silent: a B of up to three tokens is hidden whole, and `layout: strict` is ours.
+where it is silent: a B of up to three tokens is hidden whole; `layout: strict` and `full` are ours.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class EosBridgeArguments(ReconstructionArguments):
 
     Args:
         text_mask_ratio: share of block B's tokens that are hidden.
-        layout: `published` (EOS sees A and B) or `strict` (EOS sees A only, as at inference).
+        layout: `published` (EOS sees A and B), `strict` (EOS sees A only, as at inference), or the control, `full`
+            (nothing is cut: B sees A, and EOS need carry nothing).
     """
 
     text_mask_ratio: float = 0.7

@@ -62,6 +62,16 @@ class Reconstructor(nn.Module):
         """Recompute the backbone's activations in the backward pass."""
         self.model.activation_checkpointing_enable(**kwargs)
 
+    def attention(
+        self, attention_mask: Tensor, eos_position: Tensor | None, compression_start: Tensor | None
+    ) -> Tensor:
+        """(B, 1, T, T) who attends to whom in a batch; arguments as `predict`."""
+        if eos_position is not None:
+            return eos_bridged(eos_position, attention_mask, self.layout)
+        if compression_start is not None:
+            return compressed(compression_start, self._compression_tokens, attention_mask)
+        return bidirectional(attention_mask)
+
     def predict(
         self,
         input_ids: Tensor,
@@ -86,12 +96,7 @@ class Reconstructor(nn.Module):
             hidden_units: (B, T) True on image tokens whose patches are hidden; only with a patch decoder.
         """
         positions = self._rope_positions(input_ids, attention_mask, image_grid_thw)
-        if eos_position is not None:
-            mask = eos_bridged(eos_position, attention_mask, self.layout)
-        elif compression_start is not None:
-            mask = compressed(compression_start, self._compression_tokens, attention_mask)
-        else:
-            mask = bidirectional(attention_mask)
+        mask = self.attention(attention_mask, eos_position, compression_start)
         hidden_states = self.model.model(
             input_ids=input_ids,
             attention_mask=mask,

@@ -1,0 +1,191 @@
+"""The deciding experiment: the same run with only stage 2's attention layout changed.
+
+    python studies/deciding.py size      # how many pairs and steps; on validation scenes
+    python studies/deciding.py tune      # each arm's learning rate; on validation scenes
+    python studies/deciding.py run       # 16 seeds of every arm; scored once each, on test scenes
+    python studies/deciding.py report    # the table and the plot of docs/results.md
+
+Start a command as often as there are cores: the processes share the work, and go on where they were stopped.
+
+Decided before anything was run on test scenes (tuning was under way):
+
+- The deciding comparison is `published` against `full`: same rows, masks, order, steps and seeds, the bridge cut or not.
+  Its measure is hit@1, the mean over the 12 test sets (2,400 queries), seeds 1 to 16, mini-qwen2-vl.
+- The smallest difference of interest is 1 point. Better or worse: the 95 % interval (bootstrap over seeds and queries) is
+  off zero. Equal: the 90 % interval lies within 1 point. Else: not resolved.
+- `shuffled` (published, each text with another row's image) tells whether a gain is of content: what survives it is not.
+- All other comparisons are secondary, and said to be.
+- Rows of stages 1 and 2 are those of the contrastive stage: no arm sees a text or an image that another has not, but for
+  `coma`, whose dialogues are on the pictures of the whole pool.
+- The contrastive stage is the same for all (temperature 0.02; 0.03 for MoCa and CoMa, as published), at the rate that is
+  best for contrastive learning alone; the causal arm has its own. Its length is where doubling it gains contrastive
+  learning alone less than a point.
+- Every arm with pre-training has three learning rates to choose from, on two seeds and the validation scenes. Stage 1 has
+  the demo's, 6e-4. Pre-training takes the same number of samples in each arm (`more-steps`: the same time, contrastively).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean
+
+from arms_compared import averages, stacked
+from lab import Lab, Phase, Start
+from results import FOLDER, RUNS, Row, hit_rows, read, work
+
+from cocoa.metrics import GROUPS
+from cocoa.scenes.write import write_scenes
+
+BACKBONE = "mini-qwen2-vl"
+PAIRS, STEPS = 200, 200
+"""Pairs of each of six data sets, and contrastive steps: chosen by `size`, see docs/results.md."""
+TUNING_SEEDS = (101, 102)
+SEEDS = tuple(range(1, 17))
+RATES = (3e-4, 6e-4, 1.2e-3)
+CONTRASTIVE_RATES = (5e-4, 1e-3, 2e-3)
+BRIDGE_STEPS = 600
+"""Of 16 samples; with stage 1's 40 steps of 64 that is 760 steps of 16."""
+SIZES = FOLDER / "deciding_size.csv"
+TUNING = FOLDER / "deciding_tuning.csv"
+RESULTS = FOLDER / "deciding.csv"
+
+JOINT = Phase("joint_reconstruction", {"max_steps": 40, "learning_rate": 6e-4})
+BRIDGE = Phase("eos_bridge", {"batch_size": 16, "max_steps": BRIDGE_STEPS})
+SAME_SAMPLES = {"batch_size": 16, "max_steps": BRIDGE_STEPS + 160}
+MORE_STEPS = 300
+"""Contrastive steps that take as long as stages 1 and 2: 148 s at 0.5 s a step, on one core."""
+CONTRASTIVE = Phase("contrastive", {"attention": "bidirectional", "pooling": "lasttoken", "warmup_steps": 0.1})
+
+PRETRAINING: dict[str, list[Phase]] = {
+    "published": [JOINT, BRIDGE.having(layout="published")],
+    "full": [JOINT, BRIDGE.having(layout="full")],
+    "strict": [JOINT, BRIDGE.having(layout="strict")],
+    "shuffled": [JOINT, Phase("eos_bridge", BRIDGE.options | {"layout": "published"}, shuffled=True)],
+    "ntp": [Phase("next_token", SAME_SAMPLES)],
+    "moca": [Phase("joint_reconstruction", SAME_SAMPLES | {"text_mask_ratio": 0.4, "text_objective": "mlm"})],
+    "coma": [
+        Phase(
+            "compression",
+            SAME_SAMPLES | {"compression_tokens": 8, "prompt": "describe the {content}."},
+            dialogues=True,
+        )
+    ],
+}
+"""What each arm does before its contrastive stage; its last phase has the learning rate that is tuned."""
+CONTRASTIVE_FORMS = {
+    "contrastive-causal": {"attention": "causal"},
+    "moca": {"pooling": "mean", "temperature": 0.03},
+    "coma": {"attention": "causal", "pooling": "compression", "temperature": 0.03},
+}
+ALONE = ("contrastive", "contrastive-causal")
+ARMS = (*PRETRAINING, *ALONE, "more-steps")
+DECIDING = ("published", "full", "strict", "shuffled", "contrastive")
+"""Arms that have all 16 seeds; the others have the first eight."""
+
+logger = logging.getLogger("studies")
+
+
+def phases_of(arm: str, rate: float, contrastive_rate: float, steps: int = STEPS) -> list[Phase]:
+    """The phases of an arm; `rate` is that of its pre-training, or of its contrastive stage where it has no other."""
+    last = CONTRASTIVE.having(max_steps=steps, learning_rate=contrastive_rate, **CONTRASTIVE_FORMS.get(arm, {}))
+    if arm in PRETRAINING:
+        *first, tuned = PRETRAINING[arm]
+        return [*first, tuned.having(learning_rate=rate), last]
+    return [last.having(learning_rate=rate)]
+
+
+def scores(lab: Lab, pairs: int, seed: int, phases: Sequence[Phase], keep: int = 0) -> Row:
+    """A run scored on validation scenes, averages in percent, and what its training took."""
+    started = time.perf_counter()
+    backbone = lab.train(Start(BACKBONE, pairs, seed), phases, keep)
+    seconds = time.perf_counter() - started
+    hits = {name: own[None] for name, own in lab.hits(backbone, "validation").items()}
+    return {group: f"{averages(hits, group)[0]:.1f}" for group in GROUPS} | {"seconds": f"{seconds:.0f}"}
+
+
+def size(lab: Lab) -> None:
+    """Contrastive learning alone over pairs and steps, and CoCoA over the length of stage 2; one seed."""
+    tasks = []
+
+    def add(arm: str, pairs: int, steps: int, bridge_steps: int, phases: list[Phase], keep: int = 0) -> None:
+        key = {"arm": arm, "pairs": pairs, "steps": steps, "bridge_steps": bridge_steps, "seed": TUNING_SEEDS[0]}
+        tasks.append((key, lambda: [scores(lab, pairs, TUNING_SEEDS[0], phases, keep)]))
+
+    for steps in (200, 100, 400):
+        add("contrastive", 200, steps, 0, phases_of("contrastive", 1e-3, 1e-3, steps))
+    for bridge_steps in (600, 2000):
+        joint, bridge, last = phases_of("published", 6e-4, 1e-3, 200)
+        add("published", 200, 200, bridge_steps, [joint, bridge.having(max_steps=bridge_steps), last], keep=1)
+    for steps in (100, 200):
+        add("contrastive", 100, steps, 0, phases_of("contrastive", 1e-3, 1e-3, steps))
+    work(SIZES, tasks)
+
+
+def best_rate(arm: str) -> float:
+    """The learning rate at which an arm does best on the validation scenes, over the tuning seeds."""
+    rows = [row for row in read(TUNING) if row["arm"] == arm]
+    found = {rate: [float(row["All"]) for row in rows if float(row["rate"]) == rate] for rate in rates_of(arm)}
+    if any(len(values) < len(TUNING_SEEDS) for values in found.values()):
+        raise SystemExit(f"{TUNING}: {arm} is not tuned yet; run `python studies/deciding.py tune` to its end")
+    return max(found, key=lambda rate: mean(found[rate]))
+
+
+def rates_of(arm: str) -> tuple[float, ...]:
+    """The learning rates an arm has to choose from."""
+    return CONTRASTIVE_RATES if arm in ALONE else RATES
+
+
+def tune(lab: Lab) -> None:
+    """Three rates of every arm: first contrastive learning alone, whose rate the others take for their last stage."""
+    for arms in (ALONE, tuple(PRETRAINING)):
+        rate = best_rate("contrastive") if arms != ALONE else 0.0
+        tasks: list[tuple[Row, Callable[[], list[Row]]]] = []
+        for seed in TUNING_SEEDS:
+            for arm in arms:
+                for own in rates_of(arm):
+                    key = {"arm": arm, "rate": own, "seed": seed}
+                    phases = phases_of(arm, own, rate)
+                    shared = 1 if phases[0] == JOINT else 0
+                    tasks.append((key, lambda s=seed, p=phases, k=shared: [scores(lab, PAIRS, s, p, k)]))
+        work(TUNING, tasks)
+
+
+def run(lab: Lab) -> None:
+    """All seeds of every arm, scored on the test scenes."""
+    rates = {arm: best_rate(arm) for arm in ARMS if arm != "more-steps"}
+    tasks: list[tuple[Row, Callable[[], list[Row]]]] = []
+    for seed in SEEDS:
+        for arm in ARMS if seed <= 8 else DECIDING:
+            if arm == "more-steps":
+                phases = phases_of(arm, rates["contrastive"], 0.0, STEPS + MORE_STEPS)
+            else:
+                phases = phases_of(arm, rates[arm], rates["contrastive"])
+            tasks.append(({"arm": arm, "seed": seed}, lambda s=seed, p=phases: test(lab, s, p)))
+    work(RESULTS, tasks)
+
+
+def test(lab: Lab, seed: int, phases: Sequence[Phase]) -> list[Row]:
+    """The hits of a run on every test set, and the seconds of its training."""
+    started = time.perf_counter()
+    backbone = lab.train(Start(BACKBONE, PAIRS, seed), phases, keep=1 if phases[0] == JOINT else 0)
+    seconds = f"{time.perf_counter() - started:.0f}"
+    return [row | {"seconds": seconds} for row in hit_rows(lab.hits(backbone, "test"))]
+
+
+def main() -> None:
+    """One step of the study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("size", "tune", "run"))
+    logging.basicConfig(level=logging.WARNING)
+    logger.setLevel(logging.INFO)
+    step = parser.parse_args().step
+    write_scenes(RUNS / "scenes", 0, 24_000, 200)
+    {"size": size, "tune": tune, "run": run}[step](Lab(RUNS))
+
+
+if __name__ == "__main__":
+    main()

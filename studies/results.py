@@ -1,0 +1,88 @@
+"""Raw results of the studies: small CSV files beside them, filled by as many processes as there are cores."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+FOLDER = Path(__file__).parent / "results"
+RUNS = Path("runs/studies")
+"""Scenes, weights that runs share, locks: everything that is not kept in the repository."""
+
+logger = logging.getLogger("studies")
+
+Row = dict[str, Any]
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a file; none if it is not there."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Add rows at the end of a file, all in one write."""
+    rows = list(rows)
+    with FileLock(_lock(path.stem)):
+        new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerows(rows)
+
+
+def work(path: Path, tasks: Iterable[tuple[Mapping[str, Any], Callable[[], list[Row]]]]) -> None:
+    """Do the tasks whose rows are not in a file yet; other processes may do the same at the same time.
+
+    Args:
+        path: the file.
+        tasks: in order, what tells a task from others (columns of the file) and what makes its other columns. One
+            that is stopped is done again by the next call.
+    """
+    for key, make in tasks:
+        names = {name: str(value) for name, value in key.items()}
+        title = " ".join(names.values())
+        try:
+            with FileLock(_lock(f"{path.stem}-{title}"), timeout=0):
+                if any(all(row[name] == value for name, value in names.items()) for row in read(path)):
+                    continue
+                started = time.perf_counter()
+                rows = [{**key, **row} for row in make()]
+                append(path, rows)
+                logger.info("%s: %.0f s", title, time.perf_counter() - started)
+        except Timeout:
+            logger.info("%s: another process is at it", title)
+
+
+def pack(hits: np.ndarray) -> str:
+    """(queries,) booleans as hexadecimal text."""
+    return np.packbits(hits).tobytes().hex()
+
+
+def unpack(text: str, queries: int) -> np.ndarray:
+    """(queries,) booleans; see `pack`."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=queries).astype(bool)
+
+
+def hit_rows(hits: Mapping[str, np.ndarray]) -> list[Row]:
+    """A row for each data set: its queries, hit@1 in percent, and the hits themselves."""
+    return [
+        {"dataset": name, "queries": len(own), "hit@1": f"{100 * own.mean():.1f}", "hits": pack(own)}
+        for name, own in hits.items()
+    ]
+
+
+def _lock(name: str) -> Path:
+    folder = RUNS / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name.replace('/', '-').replace(' ', '_')}.lock"
