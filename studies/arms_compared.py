@@ -39,7 +39,7 @@ class Difference:
 
         A resolved difference that is surely smaller than what would matter is called so.
         """
-        small = -SMALLEST < self.inner[0] and self.inner[1] < SMALLEST
+        small = self.inner[0] > -SMALLEST and self.inner[1] < SMALLEST
         if self.outer[0] > 0 or self.outer[1] < 0:
             return ("better" if self.mean > 0 else "worse") + (", by less than a point" if small else "")
         return "equal" if small else "not resolved"

@@ -30,10 +30,9 @@ import argparse
 import logging
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import mean
 
-from arms_compared import averages, stacked
+from arms_compared import averages
 from lab import Lab, Phase, Start
 from results import FOLDER, RUNS, Row, hit_rows, read, work
 
@@ -115,13 +114,13 @@ def size(lab: Lab) -> None:
         key = {"arm": arm, "pairs": pairs, "steps": steps, "bridge_steps": bridge_steps, "seed": TUNING_SEEDS[0]}
         tasks.append((key, lambda: [scores(lab, pairs, TUNING_SEEDS[0], phases, keep)]))
 
-    for steps in (200, 100, 400):
-        add("contrastive", 200, steps, 0, phases_of("contrastive", 1e-3, 1e-3, steps))
+    for pairs, steps in ((200, 100), (200, 200), (200, 400), (100, 400), (50, 400), (100, 800), (50, 800)):
+        add("contrastive", pairs, steps, 0, phases_of("contrastive", 1e-3, 1e-3, steps))
+    halves = [phase.having(batch_size=32) for phase in phases_of("contrastive", 1e-3, 1e-3, 800)]
+    add("contrastive, batch 32", 100, 800, 0, halves)
     for bridge_steps in (600, 2000):
         joint, bridge, last = phases_of("published", 6e-4, 1e-3, 200)
         add("published", 200, 200, bridge_steps, [joint, bridge.having(max_steps=bridge_steps), last], keep=1)
-    for steps in (100, 200):
-        add("contrastive", 100, steps, 0, phases_of("contrastive", 1e-3, 1e-3, steps))
     work(SIZES, tasks)
 
 

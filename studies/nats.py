@@ -16,6 +16,7 @@ from torch import Tensor
 from cocoa.attention import BridgeLayout
 from cocoa.backbone import Backbone
 from cocoa.catalogue import stage_rows
+from cocoa.inputs import MAX_LENGTH
 from cocoa.mmeb_eval import EvalDataset
 from cocoa.pairs import ContentPair, Pair
 from cocoa.scenes.language import NUMBERS
@@ -42,8 +43,6 @@ class Losses:
 
     losses: Tensor
     """(M,)"""
-    rows: Tensor
-    """(M,) index of the row, from 0 in order."""
     first: Tensor
     """(M,) whether it is the first of its block, which is decoded from EOS' final state."""
     ids: Tensor
@@ -74,22 +73,24 @@ def with_other_images(rows: Sequence[ContentPair]) -> list[ContentPair]:
     return [others[row.row_id] for row in rows]
 
 
+def batch_of(backbone: Backbone, rows: Sequence[ContentPair]) -> dict[str, Tensor]:
+    """Rows as the bridge's input, B hidden whole."""
+    samples = [bridge(backbone, row, MAX_LENGTH, 1.0, torch.Generator()) for row in rows]
+    batch = collate(samples, backbone.tokenizer.pad_token_id)
+    return {name: value.to(backbone.model.device) for name, value in batch.items()}
+
+
 @torch.inference_mode()
-def bridge_losses(backbone: Backbone, rows: Sequence[ContentPair], layout: BridgeLayout) -> Losses:
+def token_losses(backbone: Backbone, rows: Sequence[ContentPair], layout: BridgeLayout) -> Losses:
     """The loss of every token of B, B hidden whole."""
     model = Reconstructor(backbone, layout=layout).eval()
-    found: dict[str, list[Tensor]] = defaultdict(list)
+    parts = []
     for start in range(0, len(rows), AT_ONCE):
-        part = rows[start : start + AT_ONCE]
-        samples = [bridge(backbone, row, 4096, 1.0, torch.Generator()) for row in part]
-        batch = collate(samples, backbone.tokenizer.pad_token_id)
-        batch = {name: value.to(backbone.model.device) for name, value in batch.items()}
+        batch = batch_of(backbone, rows[start : start + AT_ONCE])
         tokens = model.predict(**batch).tokens
-        found["losses"].append(tokens.losses.cpu())
-        found["rows"].append(tokens.rows.cpu() + start)
-        found["first"].append((tokens.positions == batch["eos_position"][tokens.rows] + 1).cpu())
-        found["ids"].append(batch["labels"][tokens.rows, tokens.positions].cpu())
-    return Losses(**{name: torch.cat(values) for name, values in found.items()})
+        first = tokens.positions == batch["eos_position"][tokens.rows] + 1
+        parts.append((tokens.losses, first, batch["labels"][tokens.rows, tokens.positions]))
+    return Losses(*(torch.cat(values).cpu() for values in zip(*parts, strict=True)))
 
 
 def token_classes(backbone: Backbone, ids: Tensor) -> list[str]:
@@ -103,11 +104,15 @@ def token_classes(backbone: Backbone, ids: Tensor) -> list[str]:
 
 def nats(backbone: Backbone, rows: Sequence[ContentPair], layout: BridgeLayout) -> dict[str, float]:
     """Nats a token, by class of token, of first tokens, and of all; `text` is nats a block B."""
-    own = bridge_losses(backbone, rows, layout)
-    other = bridge_losses(backbone, with_other_images(rows), layout)
+    own = token_losses(backbone, rows, layout)
+    other = token_losses(backbone, with_other_images(rows), layout)
     gain = other.losses - own.losses  # (M,)
     classes = token_classes(backbone, own.ids)
-    result = {"token": gain.mean().item(), "text": gain.sum().item() / len(rows), "first": gain[own.first].mean().item()}
+    result = {
+        "token": gain.mean().item(),
+        "text": gain.sum().item() / len(rows),
+        "first": gain[own.first].mean().item(),
+    }
     for name in (*CLASSES, "grammar"):
         mine = torch.tensor([each == name for each in classes])
         result[name] = gain[mine].mean().item()

@@ -1,37 +1,7 @@
 """What passes through some tokens alone: their keys and values held, and the gradient on the tokens before them."""
 
 import torch
-
-
-class HeldKeysAndValues:
-    """Records the keys and values of some tokens at every layer, or puts other ones in their place.
-
-    Args:
-        model: a `Reconstructor`.
-        held: (B, K) positions of the tokens.
-        replay: what another one has `recorded`.
-    """
-
-    def __init__(self, model, held, replay=None):
-        self.held, self.replay, self.recorded, self.handles = held, replay, [], []
-        for layer in model.model.model.language_model.layers:
-            for name in ("k_proj", "v_proj"):
-                self.handles.append(getattr(layer.self_attn, name).register_forward_hook(self._hook))
-
-    def _hook(self, module, inputs, output):
-        sequences = torch.arange(len(output))[:, None]
-        self.recorded.append(output[sequences, self.held].detach().clone())
-        if self.replay is not None:
-            output = output.clone()
-            output[sequences, self.held] = self.replay[len(self.recorded) - 1]
-            return output
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        for handle in self.handles:
-            handle.remove()
+from patching import HeldKeysAndValues
 
 
 def final_states(model, batch):

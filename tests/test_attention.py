@@ -18,8 +18,8 @@ def padding(*rows):
     return torch.tensor([[int(cell) for cell in row] for row in rows])
 
 
-def test_bridge_layouts_are_the_two_of_the_facts():
-    assert BRIDGE_LAYOUTS == ("published", "strict")
+def test_bridge_layouts_are_the_two_of_the_facts_and_the_control():
+    assert BRIDGE_LAYOUTS == ("published", "strict", "full")
 
 
 def test_causal():
@@ -159,6 +159,13 @@ def test_bridged_strict():
             "000010",
             "000001",
         ],
+    ]
+
+
+def test_bridged_full_cuts_nothing_but_padding():
+    assert grids(eos_bridged(torch.tensor([2, 1]), padding("11111", "01110"), "full")) == [
+        ["11111", "11111", "11111", "11111", "11111"],
+        ["10000", "01110", "01110", "01110", "00001"],
     ]
 
 

@@ -1,0 +1,134 @@
+"""Where the content goes: nats through the bridge, patched layer by layer, and the embedding straight after each stage.
+
+    python studies/bridge.py
+
+Nothing is compared that a choice hangs on: the validation scenes, two seeds, the learning rates of `deciding.py tune`.
+
+- `bridge_nats.csv`: the loss of a wholly hidden B under another row's image less that under its own, by class of token,
+  after stages 0, 1 and 2 of each layout. `first` is B's first token, which is decoded from EOS' final state alone.
+- `bridge_patching.csv`: captions whose EOS has another picture's keys and values in some layers, as the share of the nats
+  that this takes away (all layers: 100 %). What B reads and where: one layer alone, and all from a layer on.
+- `bridge_zero_shot.csv`: hit@1 of EOS' final state as an embedding, no contrastive stage.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from arms_compared import averages
+from deciding import BACKBONE, JOINT, PAIRS, PRETRAINING, TUNING_SEEDS, best_rate
+from lab import Lab, Phase, Start
+from nats import AT_ONCE, batch_of, held_out_rows, nats, with_other_images
+from patching import HeldKeysAndValues, mixed
+from results import FOLDER, RUNS, Row, work
+
+from cocoa.attention import BridgeLayout
+from cocoa.backbone import Backbone, Form
+from cocoa.metrics import GROUPS
+from cocoa.pairs import ContentPair
+from cocoa.stages.reconstruction import Reconstructor
+
+NATS, PATCHING, ZERO_SHOT = (FOLDER / f"bridge_{name}.csv" for name in ("nats", "patching", "zero_shot"))
+STAGE_2 = ("published", "strict", "full", "shuffled", "ntp")
+MODELS = ("stage 0", "stage 1", *STAGE_2)
+
+
+def phases_of(model: str) -> list[Phase]:
+    """What a model has gone through."""
+    if model in STAGE_2:
+        *first, last = PRETRAINING[model]
+        return [*first, last.having(learning_rate=best_rate(model))]
+    return [JOINT] if model == "stage 1" else []
+
+
+def layout_of(model: str) -> BridgeLayout:
+    """The layout a model is looked at under: its own, but for those whose own would show B the picture."""
+    return "strict" if model == "strict" else "published"
+
+
+def train(lab: Lab, model: str, seed: int) -> Backbone:
+    """A model, its weights kept for the other tables."""
+    phases = phases_of(model)
+    backbone = lab.train(Start(BACKBONE, PAIRS, seed), phases, keep=len(phases))
+    backbone.encoded = lab.encoded.setdefault(("bridge", 0), {})
+    backbone.model.eval()
+    return backbone
+
+
+def rows_of(lab: Lab, *names: str) -> list[ContentPair]:
+    """Held-out rows of these data sets, or of all that feed stage 2 in training."""
+    found, _ = lab.evaluation("validation")
+    return held_out_rows(
+        [dataset for dataset in found if (dataset.name in names if names else "-" not in dataset.name)]
+    )
+
+
+@torch.inference_mode()
+def patched(backbone: Backbone, rows: list[ContentPair], layout: BridgeLayout) -> list[Row]:
+    """The share of the nats that patched layers take away, one layer alone and all from a layer on.
+
+    Args:
+        backbone: the model.
+        rows: whose blocks A are equally long, so that EOS stands at the same place.
+        layout: of the bridge.
+    """
+    model, layers = Reconstructor(backbone, layout=layout).eval(), len(backbone.model.model.language_model.layers)
+    sets = {("alone", layer): [layer] for layer in range(layers)}
+    sets |= {("from", layer): list(range(layer, layers)) for layer in range(layers)}
+    sets[("none", 0)] = []
+    totals = dict.fromkeys(sets, 0.0)
+    others = with_other_images(rows)
+    for start in range(0, len(rows), AT_ONCE):
+        own, other = (batch_of(backbone, part[start : start + AT_ONCE]) for part in (rows, others))
+        held = own["eos_position"][:, None]
+        recorded = []
+        for batch in (own, other):
+            with HeldKeysAndValues(model, held) as hold:
+                model.predict(**batch)
+            recorded.append(hold.recorded)
+        for name, chosen in sets.items():
+            with HeldKeysAndValues(model, held, replay=mixed(*recorded, chosen)):
+                totals[name] += model.predict(**own).tokens.losses.sum().item()
+    lost = totals["from", 0] - totals["none", 0]
+    return [
+        {"patched": kind, "layer": layer, "share": f"{100 * (total - totals['none', 0]) / lost:.1f}"}
+        for (kind, layer), total in totals.items()
+        if kind != "none"
+    ]
+
+
+def main() -> None:
+    """Fill the three tables."""
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("studies").setLevel(logging.INFO)
+    lab = Lab(RUNS)
+
+    def nats_rows(model: str, seed: int) -> list[Row]:
+        backbone = train(lab, model, seed)
+        found = nats(backbone, rows_of(lab), layout_of(model))
+        return [{"class": name, "nats": f"{value:.3f}"} for name, value in found.items()]
+
+    def patching_rows(model: str, seed: int) -> list[Row]:
+        return patched(train(lab, model, seed), rows_of(lab, "Scenes_i2t"), layout_of(model))
+
+    def zero_shot_rows(model: str, seed: int) -> list[Row]:
+        backbone = train(lab, model, seed)
+        if not phases_of(model):
+            backbone = lab.load(Start(BACKBONE, PAIRS, seed), form=Form())
+        hits = {name: own[None] for name, own in lab.hits(backbone, "validation").items()}
+        return [{group: f"{averages(hits, group)[0]:.1f}" for group in GROUPS}]
+
+    tables: tuple[tuple[object, Callable[[str, int], list[Row]], tuple[str, ...]], ...] = (
+        (NATS, nats_rows, MODELS),
+        (ZERO_SHOT, zero_shot_rows, MODELS),
+        (PATCHING, patching_rows, ("published", "strict")),
+    )
+    for seed in TUNING_SEEDS:
+        for path, rows, models in tables:
+            work(path, [({"model": model, "seed": seed}, lambda m=model: rows(m, seed)) for model in models])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""The loops of the lab: the package's objectives on batches in memory, computed in groups of like length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from objectives import FinalState, LateBridge, picture_model, with_picture
+from torch import Tensor
+from transformers import get_scheduler, set_seed
+
+from cocoa.attention import causal
+from cocoa.backbone import Backbone
+from cocoa.checkpoint import as_sentence_transformer
+from cocoa.corruption import IGNORE_INDEX, row_generator
+from cocoa.pairs import ContentPair, Pair
+from cocoa.recipe import STAGES
+from cocoa.reconstruction import PatchDecoder
+from cocoa.stages import compression, eos_bridge, joint_reconstruction
+from cocoa.stages.content import collate
+from cocoa.stages.contrastive import ContrastiveArguments, EqualTargetsLoss
+from cocoa.stages.eos_bridge import EosBridgeArguments
+from cocoa.stages.reconstruction import Reconstructor
+from cocoa.stages.sampling import GlobalBatchSampler
+from cocoa.stages.training import StageArguments, trainable
+
+GROUPS = 4
+"""Parts of a batch, by length. On a CPU core a step of the bridge takes 0.47 s so, 0.64 s in one part."""
+OBJECTIVES: dict[str, Callable[[Backbone], Reconstructor]] = {
+    "final": FinalState,
+    "late": LateBridge,
+    "picture": picture_model,
+}
+"""Bridges of our own, see `objectives`; the arguments are the bridge's."""
+KINDS = ("next_token", *OBJECTIVES)
+"""Phases that are no stage of the package. `next_token` predicts block B word by word, causally, with all of A seen, which
+is how the backbone was pre-trained."""
+PICTURE_WEIGHT = 0.5
+"""Weight of the patch loss in `picture`, as in stage 1."""
+
+
+def fit(
+    parameters: Sequence[tuple[str, torch.nn.Parameter]],
+    args: StageArguments,
+    batches: Iterator[Any],
+    backward: Callable[[Any], float],
+) -> list[float]:
+    """Take `max_steps` steps as the trainers do: AdamW, linear schedule with warm-up, gradients clipped.
+
+    Args:
+        parameters: what is trained.
+        args: of the stage.
+        batches: one for each step.
+        backward: adds a batch's gradients, and returns its loss.
+
+    Returns:
+        The loss of every step.
+    """
+    weights = [parameter for _, parameter in parameters]
+    optimizer = torch.optim.AdamW(
+        weights,
+        args.learning_rate,
+        (args.adam_beta1, args.adam_beta2),
+        args.adam_epsilon,
+        args.weight_decay,
+        fused=True,
+    )
+    schedule = get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(args.max_steps), args.max_steps)
+    losses = []
+    for _ in range(args.max_steps):
+        losses.append(backward(next(batches)))
+        torch.nn.utils.clip_grad_norm_(weights, args.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return losses
+
+
+def global_batches(sampler: GlobalBatchSampler) -> Iterator[list[Any]]:
+    """The sampler's batches, epoch after epoch."""
+    while True:
+        yield from sampler
+        sampler.epoch += 1
+
+
+class NextToken(Reconstructor):
+    """Causal, whatever the batch says."""
+
+    def attention(
+        self, attention_mask: Tensor, eos_position: Tensor | None, compression_start: Tensor | None
+    ) -> Tensor:
+        """(B, 1, T, T)."""
+        return causal(attention_mask)
+
+
+def model_of(backbone: Backbone, args: StageArguments, kind: str) -> Reconstructor:
+    """What is trained in a phase, around the backbone."""
+    if isinstance(args, joint_reconstruction.JointReconstructionArguments):
+        set_seed(args.seed)
+        decoder = PatchDecoder(backbone.model.model.language_model, backbone.unit_size)
+        return Reconstructor(backbone, patch_decoder=decoder, shifted=args.text_objective == "mntp")
+    if kind in OBJECTIVES:
+        set_seed(args.seed)
+        return OBJECTIVES[kind](backbone)
+    if kind == "next_token":
+        return NextToken(backbone)
+    return Reconstructor(backbone, layout=getattr(args, "layout", "published"))
+
+
+def sample_of(backbone: Backbone, row: ContentPair, args: StageArguments, kind: str, epoch: int) -> dict[str, Tensor]:
+    """One row of a phase, hidden in part as its seed, epoch and row say."""
+    generator, length = row_generator(args.seed, stage_of(args), epoch, row.row_id), args.max_length
+    if isinstance(args, joint_reconstruction.JointReconstructionArguments):
+        ratios = args.text_mask_ratio, args.patch_mask_ratio
+        return joint_reconstruction.corrupt(backbone, row, length, *ratios, generator)
+    if isinstance(args, compression.CompressionArguments):
+        return compression.converse(backbone, row, length, args.prompt)
+    assert isinstance(args, EosBridgeArguments)
+    if kind == "next_token":
+        return all_shown(eos_bridge.bridge(backbone, row, length, 1.0, generator))
+    if kind == "picture":
+        return with_picture(backbone, row, length, args.text_mask_ratio, 0.5, generator)
+    return eos_bridge.bridge(backbone, row, length, args.text_mask_ratio, generator)
+
+
+def stage_of(args: StageArguments) -> str:
+    """The name of the stage that some arguments are of."""
+    return next(name for name, kind in STAGES.items() if type(args) is kind)
+
+
+class Reconstruction:
+    """The token loss of a phase (and its patch loss) on batches of its rows.
+
+    Args:
+        backbone: what is trained.
+        rows: what is rebuilt.
+        args: of the stage.
+        kind: the stage, or one of `KINDS`.
+    """
+
+    def __init__(self, backbone: Backbone, rows: Sequence[ContentPair], args: StageArguments, kind: str) -> None:
+        self.backbone, self.rows, self.args, self.kind = backbone, rows, args, kind
+        self.model = model_of(backbone, args, kind)
+        self.weights = {"token": 1.0}
+        if self.model.patch_decoder is not None:
+            self.weights["patch"] = getattr(args, "patch_loss_weight", PICTURE_WEIGHT)
+        sampler = GlobalBatchSampler(
+            [row.dataset for row in rows], args.batch_size, args.batch_size, args.seed, with_epoch=True
+        )
+        self.batches = global_batches(sampler)
+
+    def backward(self, keys: Sequence[tuple[int, int]], weight: float = 1.0) -> float:
+        """Add the gradients of a batch's loss, in groups of like length; the loss."""
+        samples = [sample_of(self.backbone, self.rows[row], self.args, self.kind, epoch) for epoch, row in keys]
+        samples.sort(key=lambda each: len(each["input_ids"]))
+        counts = {"token": sum(int((each["labels"] != IGNORE_INDEX).sum()) for each in samples)}
+        counts["patch"] = sum(int(each["hidden_units"].sum()) for each in samples if "hidden_units" in each)
+        total = 0.0
+        for part in np.array_split(np.arange(len(samples)), min(GROUPS, len(samples) // 8)):
+            batch = collate([samples[i] for i in part], self.backbone.tokenizer.pad_token_id)
+            sums = self.model(**{name: value.to(self.backbone.model.device) for name, value in batch.items()})
+            loss = sum(share * sums[term][0] / counts[term] for term, share in self.weights.items())
+            (weight * loss).backward()
+            total += loss.item()
+        return total
+
+    def train(self) -> list[float]:
+        """All steps of the phase; their losses."""
+        losses = fit(trainable(self.model), self.args, self.batches, self.backward)
+        if isinstance(self.model, LateBridge):
+            self.model.release()
+        return losses
+
+
+def all_shown(sample: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A sample of the bridge with the hidden tokens put back; the labels stay."""
+    ids, labels = sample["input_ids"], sample["labels"]
+    return sample | {"input_ids": torch.where(labels == IGNORE_INDEX, ids, labels)}
+
+
+def train_contrastive(
+    backbone: Backbone, pairs: Sequence[Pair], args: ContrastiveArguments, beside: Reconstruction | None, weight: float
+) -> list[float]:
+    """Stage 3 on full batches, perhaps with a reconstruction loss beside it; the contrastive losses of the steps."""
+    model = as_sentence_transformer(backbone)
+    scale, size = 1 / args.temperature, args.batch_size
+    loss_of = EqualTargetsLoss(model, mask_equal_targets=args.mask_equal_targets, scale=scale, mini_batch_size=size)
+
+    def backward(rows: list[int]) -> float:
+        chosen = [pairs[row] for row in rows]
+        sides = [pair.query for pair in chosen] + [pair.target for pair in chosen]
+        vectors = embed(backbone, [backbone.encode_side(side) for side in sides], size // 2)
+        labels = torch.tensor([[pair.target.content_id()] for pair in chosen], device=vectors.device)
+        loss = loss_of.calculate_loss([[vectors[:size]], [vectors[size:]]], labels)
+        loss.backward()
+        if beside is not None:
+            beside.backward(next(beside.batches), weight)
+        return loss.item()
+
+    sampler = GlobalBatchSampler([pair.dataset for pair in pairs], size, size, args.seed)
+    return fit(trainable(beside.model if beside else backbone.model), args, global_batches(sampler), backward)
+
+
+def embed(backbone: Backbone, encoded: Sequence[dict[str, Tensor]], at_once: int) -> Tensor:
+    """Embeddings (N, D) of sides that `Backbone.encode_side` has encoded, computed in groups of like length."""
+    order = sorted(range(len(encoded)), key=lambda i: ("pixel_values" in encoded[i], len(encoded[i]["input_ids"])))
+    groups: list[list[int]] = []
+    for i in order:  # inputs with an image and without are not mixed
+        if (
+            not groups
+            or len(groups[-1]) == at_once
+            or ("pixel_values" in encoded[i]) != ("pixel_values" in encoded[groups[-1][0]])
+        ):
+            groups.append([])
+        groups[-1].append(i)
+    vectors = torch.cat([_embed_group(backbone, [encoded[i] for i in group]) for group in groups])
+    return vectors[torch.tensor(order).argsort()]
+
+
+def _embed_group(backbone: Backbone, samples: list[dict[str, Tensor]]) -> Tensor:
+    batch = collate(samples, backbone.tokenizer.pad_token_id)
+    batch = {name: value.to(backbone.model.device) for name, value in batch.items()}
+    mask = batch["attention_mask"]  # (N, T)
+    positions = backbone.rope_positions(batch["input_ids"], mask, batch.get("image_grid_thw"))
+    states = backbone.model.model(**batch, position_ids=positions, use_cache=False).last_hidden_state  # (N, T, D)
+    if backbone.pooling == "mean":
+        weights = mask
+    else:  # the last tokens: EOS, or the compression tokens
+        weights = mask * (mask.flip(1).cumsum(1).flip(1) <= backbone.ending)
+    pooled = (states * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True)
+    return torch.nn.functional.normalize(pooled, dim=-1)

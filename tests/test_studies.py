@@ -1,0 +1,243 @@
+"""The studies' own code: the lab trains what the pipeline trains, and the measures measure what they say."""
+
+import numpy as np
+import pytest
+import results
+import torch
+from arms_compared import Difference, difference, stacked
+from bridge import patched
+from lab import Lab, Phase, Start
+from loops import all_shown
+from nats import batch_of, held_out_rows, nats, token_losses, with_other_images
+from objectives import FinalState, LateBridge, with_picture
+
+from cocoa.backbone import load_backbone
+from cocoa.corruption import IGNORE_INDEX
+from cocoa.inputs import ImageBudget
+from cocoa.pipeline import train
+from cocoa.recipe import load_recipe
+from cocoa.scenes.write import write_scenes
+from cocoa.stages.reconstruction import Reconstructor
+
+PHASES = [
+    Phase("joint_reconstruction", {"max_steps": 2, "learning_rate": 1e-3, "batch_size": 16}),
+    Phase("eos_bridge", {"max_steps": 2, "learning_rate": 1e-3, "batch_size": 16, "layout": "strict"}),
+    Phase("contrastive", {"max_steps": 2, "learning_rate": 1e-3, "batch_size": 16, "warmup_steps": 0.5}),
+]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lab")
+    write_scenes(folder / "scenes", 0, 60, 6, splits=("validation",))
+    threads = torch.get_num_threads()
+    yield Lab(folder)
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("mini-qwen2-vl", ImageBudget((1, 16)), attention="bidirectional")
+
+
+@pytest.fixture(scope="module")
+def rows(lab):
+    return held_out_rows([each for each in lab.evaluation("validation")[0] if "-" not in each.name])
+
+
+def weights(backbone):
+    return {name: parameter.detach() for name, parameter in backbone.model.named_parameters()}
+
+
+@pytest.mark.slow
+def test_the_lab_trains_what_the_pipeline_trains(lab, tmp_path):
+    stages = [
+        {phase.stage: phase.options | ({"mini_batch_size": 16} if phase.stage == "contrastive" else {})}
+        for phase in PHASES
+    ]
+    recipe = {"backbone": "mini-qwen2-vl", "output_dir": str(tmp_path / "run"), "seed": 5, "stages": stages}
+    recipe["data"] = {"train": str(lab.folder / "scenes/MMEB-train"), "max_rows_per_subset": 8, "validation_rows": 0}
+    recipe["image"] = {"train_tokens": [1, 16], "eval_tokens": [1, 16]}
+    (tmp_path / "recipe.yaml").write_text(str(recipe))  # JSON-like, which is YAML
+    theirs = weights(load_backbone(train(load_recipe(tmp_path / "recipe.yaml"))))
+    start = Start("mini-qwen2-vl", 8, 5)
+    ours = weights(lab.train(start, PHASES, keep=1))
+    before = weights(load_backbone("mini-qwen2-vl"))
+    moved = max((theirs[name] - before[name]).abs().max() for name in theirs)
+    apart = max((theirs[name] - ours[name]).abs().max() for name in theirs)
+    assert moved > 3e-3
+    assert apart < 0.02 * moved  # Adam's first steps turn rounding into this
+    again = weights(lab.train(start, PHASES, keep=1))  # goes on from the state that was kept
+    assert all(torch.equal(again[name], ours[name]) for name in ours)
+
+
+def test_a_form_outlives_the_phases_that_have_none(lab):
+    compression = Phase("compression", {"compression_tokens": 8, "max_steps": 1, "batch_size": 8}, dialogues=True)
+    matching = Phase("contrastive", {"max_steps": 1, "batch_size": 8})
+    backbone = lab.train(Start("mini-qwen2-vl", 8, 5), [compression, matching])
+    assert backbone.form == ("causal", "compression", 8)
+
+
+def test_hits_are_those_of_the_evaluator(lab):
+    backbone = load_backbone("mini-qwen2-vl", ImageBudget((1, 16)), attention="causal")
+    from cocoa.evaluation import evaluate
+
+    theirs = evaluate("mini-qwen2-vl", lab.folder / "scenes/MMEB-eval", lab.folder / "scores", split="validation")
+    ours = lab.hits(backbone, "validation")
+    assert {name: 100 * own.mean() for name, own in ours.items()} == pytest.approx(theirs["datasets"])
+
+
+def test_the_next_token_sees_all_of_b(backbone, rows):
+    hidden = batch_of(backbone, rows[:1])
+    sample = all_shown({name: value[0] for name, value in hidden.items() if name in ("input_ids", "labels")})
+    assert backbone.mask_token_id not in sample["input_ids"]
+    told = sample["input_ids"][sample["labels"] != IGNORE_INDEX]
+    assert backbone.tokenizer.decode(told) == rows[0].text
+
+
+def swap_pictures(batch):
+    return batch | {"pixel_values": torch.randn_like(batch["pixel_values"])}
+
+
+@torch.inference_mode()
+def losses(model, batch):
+    tokens = model.predict(**batch).tokens
+    first = tokens.positions == batch["eos_position"][tokens.rows] + 1
+    return tokens.losses, first
+
+
+def test_the_final_state_is_all_that_b_reads(backbone, rows):
+    """Without the projection B knows nothing of the picture; with it, it does."""
+    batch, model = batch_of(backbone, rows[::5]), FinalState(backbone).eval()
+    other = swap_pictures(batch)
+    assert not torch.equal(losses(model, batch)[0], losses(model, other)[0])
+    torch.nn.init.zeros_(model.projection.weight)
+    assert torch.equal(losses(model, batch)[0], losses(model, other)[0])
+
+
+def test_the_final_state_s_tokens_are_the_bridge_s(backbone, rows):
+    batch = batch_of(backbone, rows[::5])
+    with torch.inference_mode():
+        ours, theirs = FinalState(backbone).eval().predict(**batch), Reconstructor(backbone).eval().predict(**batch)
+    assert torch.equal(ours.tokens.rows, theirs.tokens.rows)
+    assert torch.equal(ours.tokens.positions, theirs.tokens.positions)
+
+
+def test_a_late_bridge_is_cut_below(backbone, rows):
+    batch = batch_of(backbone, rows[::5])
+    other = swap_pictures(batch)
+    layers = len(backbone.model.model.language_model.layers)
+    for late, cut in ((0, True), (1, False)):
+        model = LateBridge(backbone, late).eval()
+        (one, first), (two, _) = losses(model, batch), losses(model, other)
+        model.release()
+        assert torch.equal(one[~first], two[~first]) == cut
+        assert not torch.equal(one[first], two[first])  # EOS itself predicts it
+    model = LateBridge(backbone, layers).eval()
+    whole = losses(model, batch)[0]
+    model.release()
+    assert torch.equal(whole, losses(Reconstructor(backbone, layout="strict").eval(), batch)[0])
+
+
+def test_a_picture_stands_behind_eos_and_is_hidden_in_part(backbone, rows):
+    row = next(row for row in rows if row.dataset == "Scenes_i2t")
+    sample = with_picture(backbone, row, 4096, 0.7, 0.5, torch.Generator().manual_seed(1))
+    is_image = sample["input_ids"] == backbone.model.config.image_token_id
+    eos = int(sample["eos_position"])
+    assert is_image.sum() == 18 and is_image[eos:].sum() == 9
+    assert sample["hidden_units"].sum() == round(0.5 * 9)
+    assert (sample["hidden_units"] & ~is_image).sum() == 0 and not sample["hidden_units"][:eos].any()
+    clean, corrupted = sample["pixel_values"].chunk(2)
+    changed = (clean != corrupted).any(1).reshape(9, 4)
+    assert torch.equal(changed.all(1), sample["hidden_units"][is_image][9:])
+    assert (sample["labels"] != IGNORE_INDEX)[eos + 12 :].any() and (sample["labels"][: eos + 12] == IGNORE_INDEX).all()
+
+
+def test_other_images_are_others_and_the_words_stay(rows):
+    others = with_other_images(rows)
+    for row, other in zip(rows, others, strict=True):
+        assert other.side.image != row.side.image
+        assert (other.text, other.side.text, other.dataset) == (row.text, row.side.text, row.dataset)
+
+
+def test_nats_are_the_difference_of_two_losses(backbone, rows):
+    found = nats(backbone, rows, "published")
+    own = token_losses(backbone, rows, "published").losses
+    other = token_losses(backbone, with_other_images(rows), "published").losses
+    assert found["token"] == pytest.approx((other.mean() - own.mean()).item(), abs=1e-5)
+    assert found["text"] == pytest.approx((other.sum() - own.sum()).item() / len(rows), abs=1e-4)
+    assert found["loss"] == pytest.approx(own.mean().item())
+
+
+def test_patching_every_layer_takes_all_away(backbone, rows):
+    captions = [row for row in rows if row.dataset == "Scenes_i2t"]
+    shares = {(row["patched"], row["layer"]): float(row["share"]) for row in patched(backbone, captions, "strict")}
+    assert shares["from", 0] == 100
+    assert shares["alone", 5] == shares["from", 5] != 0
+    assert shares["from", 5] != shares["from", 4]
+    assert len(shares) == 12
+
+
+def test_hits_are_packed_and_unpacked():
+    hits = np.random.default_rng(0).random(203) < 0.4
+    assert np.array_equal(results.unpack(results.pack(hits), 203), hits)
+
+
+def test_work_that_is_done_is_not_repeated(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RUNS", tmp_path)
+    path, done = tmp_path / "found.csv", []
+
+    def task(name):
+        def make():
+            done.append(name)
+            return [{"value": name.upper()}]
+
+        return {"arm": name, "seed": 1}, make
+
+    for names in (["a", "b"], ["b", "c", "a"]):
+        results.work(path, [task(name) for name in names])
+    assert done == ["a", "b", "c"]
+    assert results.read(path) == [{"arm": name, "seed": "1", "value": name.upper()} for name in done]
+
+
+def test_an_interval_holds_the_difference_of_two_arms():
+    rng = np.random.default_rng(0)
+    one = {name: rng.random((8, 200)) < 0.6 for name in ("SceneObjects", "Scenes_i2t")}
+    other = {name: rng.random((8, 200)) < 0.5 for name in one}
+    found = difference(one, other, resamples=2000)
+    expected = 100 * np.mean([one[name].mean() - other[name].mean() for name in one])
+    assert found.mean == pytest.approx(expected)
+    assert found.outer[0] < found.inner[0] < expected < found.inner[1] < found.outer[1]
+    assert found.verdict == "better"
+    alone = difference(one, other, group="Classification", resamples=2000)
+    assert alone.mean == pytest.approx(100 * (one["SceneObjects"].mean() - other["SceneObjects"].mean()))
+
+
+def test_seeds_count_as_much_as_queries():
+    """Two arms that differ by a seed's luck alone, the same on all queries, are told apart by many seeds only."""
+    luck = np.array([1, 0, 1, 0])[:, None].repeat(100, 1).astype(bool)
+    found = difference({"SceneObjects": luck}, {"SceneObjects": np.zeros_like(luck)}, resamples=2000)
+    assert found.mean == 50 and found.outer[0] <= 0 and found.outer[1] == 100
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "verdict"),
+    [
+        ((0.4, 3), (0.1, 3.3), "better"),
+        ((-3, -0.4), (-3.3, -0.1), "worse"),
+        ((0.2, 0.9), (0.1, 1.1), "better, by less than a point"),
+        ((-0.7, 0.9), (-0.9, 1.1), "equal"),
+        ((-0.7, 1.2), (-0.9, 1.4), "not resolved"),
+    ],
+)
+def test_verdicts(inner, outer, verdict):
+    assert Difference(sum(inner) / 2, inner, outer, 16).verdict == verdict
+
+
+def test_an_arm_is_stacked_by_seed():
+    hits = {1: np.array([True, False]), 2: np.array([True, True])}
+    rows = [{"arm": "x", "seed": str(seed)} | results.hit_rows({"SceneObjects": own})[0] for seed, own in hits.items()]
+    assert np.array_equal(stacked(rows, "x", [2, 1])["SceneObjects"], np.stack([hits[2], hits[1]]))
+    with pytest.raises(KeyError):
+        stacked(rows, "x", [3])
