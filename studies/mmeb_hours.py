@@ -1,0 +1,52 @@
+"""`python studies/mmeb_hours.py`: the hours that studies/mmeb.sh takes, counted, not measured.
+
+Operations of Qwen2-VL-2B by `cocoa.estimate` (adapters on text model and tower, gradient checkpointing, GradCache), at the
+throughput that `--tflops` says. `cocoa preview RECIPE data.train=...` counts the same on the data itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from cocoa.estimate import Stack, hours, stage_flops
+
+TEXT, TOWER, HEAD = 1_310_000_000, 665_000_000, 233_000_000
+"""Parameters of Qwen2-VL-2B's language model without its embedding, of its vision tower, and of its head."""
+IMAGE, WORDS = 256, 60
+"""Merged tokens of an image (448 x 448 px; the tower sees four times as many patches), and tokens of text beside it."""
+IMAGES_A_PAIR = 1.3
+"""Of a contrastive pair, both sides counted: MMEB's retrieval sets have some on either side."""
+BRIDGE_ROWS = 280_000
+"""Of stage 2: 15 sets of the table in docs/method.md, at most 20,000 rows of each."""
+STAGES = {
+    "1 joint reconstruction": (3000 * 128, 1.0, False),
+    "2 EOS-bridge": (2 * BRIDGE_ROWS, 1.0, False),
+    "3 contrastive": (2000 * 1024, IMAGES_A_PAIR, True),
+}
+"""Rows seen, images of each, and whether GradCache takes a forward pass more."""
+RUNS = {"contrastive only": ("3",), "full": ("2", "3"), "published": ("1", "2", "3"), "strict": ("2", "3")}
+"""Stages that each run trains: `full` and `strict` begin with the first stage of `published`."""
+
+
+def main() -> None:
+    """Print the hours of each stage and each run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tflops", type=float, default=400.0, help="10^12 operations a second that a device reaches")
+    parser.add_argument("--devices", type=int, default=8)
+    args = parser.parse_args()
+    taken = {}
+    for stage, (rows, images, cached) in STAGES.items():
+        tokens = images * IMAGE + WORDS
+        stacks = [
+            Stack("text", 28, 1536, 8960, 0, TEXT, tokens, 4096),
+            Stack("qwen2_vl", 32, 1280, 5120, 0, TOWER, 4 * images * IMAGE, 4096),
+            Stack("text", 0, 1536, 8960, 0, 0 if cached else HEAD, 0.5 * WORDS, 4096),
+        ]
+        taken[stage[0]] = hours(stage_flops(stacks, rows, True, cached), args.tflops, args.devices)
+        print(f"stage {stage}: {rows:,} rows, {taken[stage[0]]:.1f} h")
+    for run, stages in RUNS.items():
+        print(f"run {run}: {sum(taken[stage] for stage in stages):.1f} h")
+
+
+if __name__ == "__main__":
+    main()
