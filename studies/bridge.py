@@ -2,23 +2,22 @@
 
     python studies/bridge.py
 
-Nothing is compared that a choice hangs on: the validation scenes, two seeds, the learning rates of `deciding.py tune`.
+Nothing is chosen by what this finds: validation scenes, the tuning seed, the learning rates of `deciding.py tune`.
 
 - `bridge_nats.csv`: the loss of a wholly hidden B under another row's image less that under its own, by class of token,
   after stages 0, 1 and 2 of each layout. `first` is B's first token, which is decoded from EOS' final state alone.
-- `bridge_patching.csv`: captions whose EOS has another picture's keys and values in some layers, as the share of the nats
-  that this takes away (all layers: 100 %). What B reads and where: one layer alone, and all from a layer on.
+- `bridge_patching.csv`: captions whose EOS has another picture's keys and values in some layers, as the share of the
+  nats that this takes away (all layers: 100 %). What B reads and where: one layer alone, and all from a layer on.
 - `bridge_zero_shot.csv`: hit@1 of EOS' final state as an embedding, no contrastive stage.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import torch
 from arms_compared import averages
-from deciding import BACKBONE, JOINT, PAIRS, PRETRAINING, TUNING_SEEDS, best_rate
+from deciding import BACKBONE, JOINT, PAIRS, PRETRAINING, TUNING_SEED, best_rate
 from lab import Lab, Phase, Start
 from nats import AT_ONCE, batch_of, held_out_rows, nats, with_other_images
 from patching import HeldKeysAndValues, mixed
@@ -33,6 +32,7 @@ from cocoa.stages.reconstruction import Reconstructor
 NATS, PATCHING, ZERO_SHOT = (FOLDER / f"bridge_{name}.csv" for name in ("nats", "patching", "zero_shot"))
 STAGE_2 = ("published", "strict", "full", "shuffled", "ntp")
 MODELS = ("stage 0", "stage 1", *STAGE_2)
+PATCHED = ("published", "strict")
 
 
 def phases_of(model: str) -> list[Phase]:
@@ -48,10 +48,10 @@ def layout_of(model: str) -> BridgeLayout:
     return "strict" if model == "strict" else "published"
 
 
-def train(lab: Lab, model: str, seed: int) -> Backbone:
+def train(lab: Lab, model: str) -> Backbone:
     """A model, its weights kept for the other tables."""
-    phases = phases_of(model)
-    backbone = lab.train(Start(BACKBONE, PAIRS, seed), phases, keep=len(phases))
+    phases, start = phases_of(model), Start(BACKBONE, PAIRS, TUNING_SEED)
+    backbone = lab.train(start, phases, keep=len(phases)) if phases else lab.load(start, form=Form())
     backbone.encoded = lab.encoded.setdefault(("bridge", 0), {})
     backbone.model.eval()
     return backbone
@@ -67,7 +67,7 @@ def rows_of(lab: Lab, *names: str) -> list[ContentPair]:
 
 @torch.inference_mode()
 def patched(backbone: Backbone, rows: list[ContentPair], layout: BridgeLayout) -> list[Row]:
-    """The share of the nats that patched layers take away, one layer alone and all from a layer on.
+    """The share of the nats that patched layers take away, of all tokens of B but its first.
 
     Args:
         backbone: the model.
@@ -90,7 +90,9 @@ def patched(backbone: Backbone, rows: list[ContentPair], layout: BridgeLayout) -
             recorded.append(hold.recorded)
         for name, chosen in sets.items():
             with HeldKeysAndValues(model, held, replay=mixed(*recorded, chosen)):
-                totals[name] += model.predict(**own).tokens.losses.sum().item()
+                tokens = model.predict(**own).tokens
+            read = tokens.positions > own["eos_position"][tokens.rows] + 1  # the first is EOS' own to predict
+            totals[name] += tokens.losses[read].sum().item()
     lost = totals["from", 0] - totals["none", 0]
     return [
         {"patched": kind, "layer": layer, "share": f"{100 * (total - totals['none', 0]) / lost:.1f}"}
@@ -105,29 +107,25 @@ def main() -> None:
     logging.getLogger("studies").setLevel(logging.INFO)
     lab = Lab(RUNS)
 
-    def nats_rows(model: str, seed: int) -> list[Row]:
-        backbone = train(lab, model, seed)
+    def nats_rows(model: str) -> list[Row]:
+        backbone = train(lab, model)
         found = nats(backbone, rows_of(lab), layout_of(model))
         return [{"class": name, "nats": f"{value:.3f}"} for name, value in found.items()]
 
-    def patching_rows(model: str, seed: int) -> list[Row]:
-        return patched(train(lab, model, seed), rows_of(lab, "Scenes_i2t"), layout_of(model))
+    def patching_rows(model: str) -> list[Row]:
+        return patched(train(lab, model), rows_of(lab, "Scenes_i2t"), layout_of(model))
 
-    def zero_shot_rows(model: str, seed: int) -> list[Row]:
-        backbone = train(lab, model, seed)
-        if not phases_of(model):
-            backbone = lab.load(Start(BACKBONE, PAIRS, seed), form=Form())
+    def zero_shot_rows(model: str) -> list[Row]:
+        backbone = train(lab, model)
         hits = {name: own[None] for name, own in lab.hits(backbone, "validation").items()}
         return [{group: f"{averages(hits, group)[0]:.1f}" for group in GROUPS}]
 
-    tables: tuple[tuple[object, Callable[[str, int], list[Row]], tuple[str, ...]], ...] = (
-        (NATS, nats_rows, MODELS),
-        (ZERO_SHOT, zero_shot_rows, MODELS),
-        (PATCHING, patching_rows, ("published", "strict")),
-    )
-    for seed in TUNING_SEEDS:
-        for path, rows, models in tables:
-            work(path, [({"model": model, "seed": seed}, lambda m=model: rows(m, seed)) for model in models])
+    for model in MODELS:
+        key = {"model": model, "seed": TUNING_SEED}
+        work(NATS, [(key, lambda model=model: nats_rows(model))])
+        work(ZERO_SHOT, [(key, lambda model=model: zero_shot_rows(model))])
+        if model in PATCHED:
+            work(PATCHING, [(key, lambda model=model: patching_rows(model))])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Many small runs in little time: what `cocoa train` and `cocoa evaluate` do through files, done in memory.
 
 Objectives, masks, order of rows, optimiser and schedule are the package's own (`tests/test_studies.py` compares the
-weights with the pipeline's). What is left out costs more than the training at this size: trainers, checkpoints, encoding
-the same picture again, and most of the padding, since a batch is computed in groups of like length.
+weights with the pipeline's). What is left out costs more than the training at this size: trainers, checkpoints,
+encoding the same picture again, and most of the padding, since a batch is computed in groups of like length.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import gc
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -88,14 +88,14 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.sets: dict[str, tuple[list[EvalDataset], Inputs]] = {}
+        self.things: dict[str, Any] = {}
         self.encoded: dict[tuple[str, int], dict[Any, dict[str, Tensor]]] = {}  # by split and compression tokens
         torch.set_flush_denormal(True)
         if self.device.type == "cpu":
             torch.set_num_threads(1)  # one run a core
 
     def load(self, start: Start, phases: Sequence[Phase] = (), form: Form | None = None) -> Backbone:
-        """The backbone behind these phases, whose weights must be kept, in a form or that which the last one asks for."""
+        """The backbone behind these phases, whose weights must be kept, in a form or in that of the last phase."""
         form = form or _form(phases)
         backbone = load_backbone(start.backbone, IMAGES, **form._asdict())
         backbone.model.to(self.device)
@@ -134,11 +134,16 @@ class Lab:
         ranks = rank_all(found, (vectors[place] for place in inputs.places))
         return {name: (own == 1).numpy() for name, own in ranks.items()}
 
+    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """Something that is made once in a process, by name."""
+        if name not in self.things:
+            self.things[name] = make()
+        return self.things[name]
+
     def evaluation(self, split: str) -> tuple[list[EvalDataset], Inputs]:
         """The data sets of a split and their distinct inputs."""
-        if split not in self.sets:
-            self.sets[split] = distinct_inputs(read_eval(self.folder / "scenes" / "MMEB-eval", split=split))
-        return self.sets[split]
+        folder = self.folder / "scenes" / "MMEB-eval"
+        return self.kept(split, lambda: distinct_inputs(read_eval(folder, split=split)))
 
     def embed_sides(self, backbone: Backbone, sides: Sequence[Side], kept_as: str) -> Tensor:
         """Embeddings (sides, D) on the CPU; what the sides are encoded as is kept under a name."""

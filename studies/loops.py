@@ -35,8 +35,8 @@ OBJECTIVES: dict[str, Callable[[Backbone], Reconstructor]] = {
 }
 """Bridges of our own, see `objectives`; the arguments are the bridge's."""
 KINDS = ("next_token", *OBJECTIVES)
-"""Phases that are no stage of the package. `next_token` predicts block B word by word, causally, with all of A seen, which
-is how the backbone was pre-trained."""
+"""Phases that are no stage of the package. `next_token` predicts block B word by word, causally, with all of A seen:
+that is how the backbone was pre-trained."""
 PICTURE_WEIGHT = 0.5
 """Weight of the patch loss in `picture`, as in stage 1."""
 

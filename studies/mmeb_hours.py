@@ -1,7 +1,7 @@
 """`python studies/mmeb_hours.py`: the hours that studies/mmeb.sh takes, counted, not measured.
 
-Operations of Qwen2-VL-2B by `cocoa.estimate` (adapters on text model and tower, gradient checkpointing, GradCache), at the
-throughput that `--tflops` says. `cocoa preview RECIPE data.train=...` counts the same on the data itself.
+Operations of Qwen2-VL-2B by `cocoa.estimate` (adapters on text model and tower, gradient checkpointing, GradCache), at
+the throughput that `--tflops` says. `cocoa preview RECIPE data.train=...` counts the same on the data itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What passes through some tokens alone: their keys and values recorded, and others' put in their place, layer by layer."""
+"""What passes through some tokens alone: their keys and values recorded, and others' put in their place, by layer."""
 
 from __future__ import annotations
 

@@ -40,7 +40,9 @@ def bridge_nats() -> str:
         found[row["model"], row["class"]].append(float(row["nats"]))
     columns = ("text", "token", "first", *CLASSES, "grammar", "loss")
     rows = [
-        [model, *(f"{mean(found[model, name]):.2f}" for name in columns)] for model in MODELS if (model, "token") in found
+        [model, *(f"{mean(found[model, name]):.2f}" for name in columns)]
+        for model in MODELS
+        if (model, "token") in found
     ]
     return table(["after", "a text", "a token", "its first token", *CLASSES, "grammar", "loss a token"], rows)
 
@@ -112,7 +114,9 @@ def draw_patching(path: Path) -> None:
     for row in read(PATCHING):
         found[row["model"], row["patched"]][int(row["layer"])].append(float(row["share"]))
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True, layout="constrained")
-    for axis, (kind, title) in zip(axes, {"alone": "this layer alone", "from": "this layer and all above"}.items(), strict=True):
+    for axis, (kind, title) in zip(
+        axes, {"alone": "this layer alone", "from": "this layer and all above"}.items(), strict=True
+    ):
         for model in ("published", "strict"):
             shares = found[model, kind]
             layers = sorted(shares)

@@ -42,26 +42,32 @@ def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def work(path: Path, tasks: Iterable[tuple[Mapping[str, Any], Callable[[], list[Row]]]]) -> None:
-    """Do the tasks whose rows are not in a file yet; other processes may do the same at the same time.
+    """Do the tasks whose rows are not in a file yet, and wait for those that other processes are at.
 
     Args:
         path: the file.
         tasks: in order, what tells a task from others (columns of the file) and what makes its other columns. One
             that is stopped is done again by the next call.
     """
+    elsewhere = []
     for key, make in tasks:
-        names = {name: str(value) for name, value in key.items()}
-        title = " ".join(names.values())
         try:
-            with FileLock(_lock(f"{path.stem}-{title}"), timeout=0):
-                if any(all(row[name] == value for name, value in names.items()) for row in read(path)):
-                    continue
-                started = time.perf_counter()
-                rows = [{**key, **row} for row in make()]
-                append(path, rows)
-                logger.info("%s: %.0f s", title, time.perf_counter() - started)
+            _do(path, key, make, timeout=0)
         except Timeout:
-            logger.info("%s: another process is at it", title)
+            elsewhere.append((key, make))
+    for key, make in elsewhere:
+        _do(path, key, make, timeout=-1)
+
+
+def _do(path: Path, key: Mapping[str, Any], make: Callable[[], list[Row]], timeout: float) -> None:
+    names = {name: str(value) for name, value in key.items()}
+    title = " ".join(names.values())
+    with FileLock(_lock(f"{path.stem}-{title}"), timeout=timeout):
+        if any(all(row[name] == value for name, value in names.items()) for row in read(path)):
+            return
+        started = time.perf_counter()
+        append(path, [{**key, **row} for row in make()])
+        logger.info("%s: %.0f s", title, time.perf_counter() - started)
 
 
 def pack(hits: np.ndarray) -> str:

@@ -1,0 +1,162 @@
+"""What the embedding holds: linear probes on EOS' final state after each stage, and captions decoded through EOS.
+
+    python studies/probes.py
+
+- `probes.csv`: a ridge regression from the embedding of a picture to each of its attributes, fitted on 2,000 scenes of
+  the training split and looked at on 1,000 of validation; area under the ROC curve in percent (50 is chance), the mean
+  over the attributes of a kind. `bound` asks for shape and colour of one object, `cell` for which cells are taken.
+- `decoded.csv`: captions of validation scenes decoded word by word through EOS alone, the length given: how many of the
+  words that tell of the picture are right, and how many with another picture's EOS.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+
+import torch
+from bridge import MODELS, layout_of, phases_of, rows_of, train
+from deciding import BACKBONE, PAIRS, TUNING_SEED, phases_after
+from lab import Lab, Start
+from nats import AT_ONCE, CLASSES, batch_of, token_classes, with_other_images
+from results import FOLDER, RUNS, Row, work
+from torch import Tensor
+
+from cocoa.attention import BridgeLayout
+from cocoa.backbone import Backbone
+from cocoa.corruption import IGNORE_INDEX
+from cocoa.pairs import ContentPair, Side
+from cocoa.scenes.world import COLOURS, SHAPES, SIZES, TEXTURES, Scene, picture, sample_scene
+from cocoa.stages.reconstruction import Reconstructor
+
+PROBES, DECODED = FOLDER / "probes.csv", FOLDER / "decoded.csv"
+FITTED, LOOKED_AT = 2000, 1000
+INSTRUCTION = "Find an image caption describing the given image."
+PENALTIES = (0.01, 0.1, 1.0, 10.0)
+STAGE_3 = {"contrastive alone": "contrastive", "stage 3 after published": "published", "stage 3 after full": "full"}
+
+
+def scenes(split: str, number: int) -> list[Scene]:
+    """Scenes of two or three objects."""
+    rng = random.Random(f"probes/{split}")
+    return [sample_scene(rng, (2, 3), split) for _ in range(number)]
+
+
+def attributes(found: Sequence[Scene]) -> dict[str, Tensor]:
+    """By kind, (scenes, attributes) booleans: whether the scene has it."""
+    kinds = {
+        "colour": lambda thing: [thing.colour == value for value in COLOURS],
+        "shape": lambda thing: [thing.shape == value for value in SHAPES],
+        "texture": lambda thing: [thing.texture == value for value in TEXTURES],
+        "size": lambda thing: [thing.size == value for value in SIZES],
+        "cell": lambda thing: [thing.cell == value for value in range(9)],
+        "bound": lambda thing: [(thing.shape, thing.colour) == (s, c) for s in SHAPES for c in COLOURS],
+    }
+    table = {
+        name: torch.tensor([[any(column) for column in zip(*map(tell, scene.things), strict=True)] for scene in found])
+        for name, tell in kinds.items()
+    }
+    return table | {"count": torch.tensor([[len(scene.things) == 3] for scene in found])}
+
+
+def auc(scores: Tensor, truth: Tensor) -> float:
+    """Area under the ROC curve of (N, K) scores and booleans, the mean over the columns that vary."""
+    values = []
+    for column, own in zip(scores.T, truth.T, strict=True):
+        ranks = column.argsort().argsort().double() + 1
+        yes, no = int(own.sum()), int((~own).sum())
+        if yes and no:
+            values.append(((ranks[own].sum() - yes * (yes + 1) / 2) / (yes * no)).item())
+    return sum(values) / len(values)
+
+
+def ridge(vectors: Tensor, targets: Tensor, penalty: float) -> Tensor:
+    """(D + 1, K) weights of a ridge regression with intercept, from (N, D) to (N, K)."""
+    x = _with_one(vectors)
+    weigh = penalty * torch.eye(x.shape[1], dtype=x.dtype)
+    weigh[-1, -1] = 0
+    return torch.linalg.solve(x.T @ x + weigh, x.T @ targets.double())
+
+
+def _with_one(vectors: Tensor) -> Tensor:
+    return torch.cat([vectors.double(), torch.ones(len(vectors), 1, dtype=torch.double)], dim=1)
+
+
+def probe(lab: Lab, backbone: Backbone) -> list[Row]:
+    """The area under the curve of every kind of attribute; the penalty is chosen on a fifth of the fitted scenes."""
+    tables, vectors = {}, {}
+    for split, number in (("train", FITTED), ("validation", LOOKED_AT)):
+        found = lab.kept(f"probes {split}", lambda split=split, number=number: scenes(split, number))
+        images = lab.kept(f"pictures {split}", lambda found=found: [picture(scene) for scene in found])
+        tables[split] = attributes(found)
+        sides = [Side(INSTRUCTION, image=image) for image in images]
+        vectors[split] = lab.embed_sides(backbone, sides, f"probes {split}")
+    mean, spread = vectors["train"].mean(0), vectors["train"].std(0) + 1e-6
+    fitted, looked_at = ((vectors[split] - mean) / spread for split in ("train", "validation"))
+    cut = FITTED * 4 // 5
+    rows = []
+    for kind, truth in tables["train"].items():
+        chosen = max(
+            PENALTIES,
+            key=lambda p: auc(_with_one(fitted[cut:]) @ ridge(fitted[:cut], truth[:cut], p * cut), truth[cut:]),
+        )
+        weights = ridge(fitted, truth, chosen * FITTED)
+        rows.append(
+            {"kind": kind, "auc": f"{100 * auc(_with_one(looked_at) @ weights, tables['validation'][kind]):.1f}"}
+        )
+    return rows
+
+
+@torch.inference_mode()
+def decode(backbone: Backbone, rows: Sequence[ContentPair], layout: BridgeLayout) -> list[tuple[Tensor, Tensor]]:
+    """For each row (words,) ids of B decoded from left to right through EOS alone, and the right ones."""
+    model, found = Reconstructor(backbone, layout=layout).eval(), []
+    for start in range(0, len(rows), AT_ONCE):
+        batch = batch_of(backbone, rows[start : start + AT_ONCE])
+        labels = batch["labels"].clone()
+        for place in range(int((labels != IGNORE_INDEX).sum(1).max())):
+            tokens = model.predict(**batch).tokens
+            now = tokens.positions == batch["eos_position"][tokens.rows] + 1 + place
+            batch["input_ids"][tokens.rows[now], tokens.positions[now]] = tokens.likeliest[now]
+        for ids, truth in zip(batch["input_ids"].cpu(), labels.cpu(), strict=True):
+            found.append((ids[truth != IGNORE_INDEX], truth[truth != IGNORE_INDEX]))
+    return found
+
+
+def decoded(backbone: Backbone, rows: Sequence[ContentPair], layout: BridgeLayout) -> list[Row]:
+    """How many words of each class are right, in percent, with the row's own picture and with another's."""
+    shares = []
+    for these in (rows, with_other_images(rows)):
+        ids, truth = (torch.cat(parts) for parts in zip(*decode(backbone, these, layout), strict=True))
+        shares.append((ids == truth, token_classes(backbone, truth)))
+    result = []
+    for name in CLASSES:
+        mine = torch.tensor([each == name for each in shares[0][1]])
+        own, other = (100 * right[mine].double().mean().item() for right, _ in shares)
+        result.append({"class": name, "right": f"{own:.1f}", "with another picture": f"{other:.1f}"})
+    return result
+
+
+def main() -> None:
+    """Fill both tables."""
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("studies").setLevel(logging.INFO)
+    lab = Lab(RUNS)
+
+    def contrastive(name: str) -> Backbone:
+        phases = phases_after(STAGE_3[name])
+        return lab.train(Start(BACKBONE, PAIRS, TUNING_SEED), phases, keep=len(phases))
+
+    captions = rows_of(lab, "Scenes_i2t")
+    for model in MODELS:
+        key = {"model": model, "seed": TUNING_SEED}
+        work(PROBES, [(key, lambda model=model: probe(lab, train(lab, model)))])
+        if phases_of(model):
+            work(DECODED, [(key, lambda model=model: decoded(train(lab, model), captions, layout_of(model)))])
+    for name in STAGE_3:
+        work(PROBES, [({"model": name, "seed": TUNING_SEED}, lambda name=name: probe(lab, contrastive(name)))])
+
+
+if __name__ == "__main__":
+    main()
