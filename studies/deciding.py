@@ -46,6 +46,8 @@ RATES = (6e-4, 1.2e-3, 3e-4)
 CONTRASTIVE_RATES = (1e-3, 5e-4, 2e-3)
 BRIDGE_STEPS = 1000
 """Of 16 samples; with stage 1's 40 steps of 64 that is 1160 steps of 16."""
+SIZES_TRIED = ((100, 400, 32), (100, 800, 32), (100, 400, 64), (100, 800, 64), (200, 800, 32), (100, 1600, 32))
+"""Pairs of each data set, contrastive steps and their batch, for contrastive learning alone."""
 SIZES = FOLDER / "deciding_size.csv"
 TUNING = FOLDER / "deciding_tuning.csv"
 RESULTS = FOLDER / "deciding.csv"
@@ -55,7 +57,9 @@ BRIDGE = Phase("eos_bridge", {"batch_size": 16, "max_steps": BRIDGE_STEPS})
 SAME_SAMPLES = {"batch_size": 16, "max_steps": BRIDGE_STEPS + 160}
 MORE_STEPS = 400
 """Contrastive steps that take about as long as stages 1 and 2 (40 of 0.55 s and 1000 of 0.21 s, against 0.6 s)."""
-CONTRASTIVE = Phase("contrastive", {"attention": "bidirectional", "pooling": "lasttoken", "warmup_steps": 0.1})
+CONTRASTIVE = Phase(
+    "contrastive", {"batch_size": 32, "attention": "bidirectional", "pooling": "lasttoken", "warmup_steps": 0.1}
+)
 
 PRETRAINING: dict[str, list[Phase]] = {
     "published": [JOINT, BRIDGE.having(layout="published")],
@@ -95,12 +99,12 @@ def phases_of(arm: str, rate: float, contrastive_rate: float, steps: int = STEPS
     return [last.having(learning_rate=rate)]
 
 
-def scores(lab: Lab, pairs: int, seed: int, phases: Sequence[Phase], keep: int = 0) -> Row:
+def scores(lab: Lab, pairs: int, seed: int, phases: Sequence[Phase], keep: int = 0, backbone: str = BACKBONE) -> Row:
     """A run scored on validation scenes, averages in percent, and what its training took."""
     started = time.perf_counter()
-    backbone = lab.train(Start(BACKBONE, pairs, seed), phases, keep)
+    trained = lab.train(Start(backbone, pairs, seed), phases, keep)
     seconds = time.perf_counter() - started
-    hits = {name: own[None] for name, own in lab.hits(backbone, "validation").items()}
+    hits = {name: own[None] for name, own in lab.hits(trained, "validation").items()}
     return {group: f"{averages(hits, group)[0]:.1f}" for group in GROUPS} | {"seconds": f"{seconds:.0f}"}
 
 
@@ -108,17 +112,17 @@ def size(lab: Lab) -> None:
     """Contrastive learning alone over pairs and steps, and CoCoA over the length of stage 2; one seed."""
     tasks = []
 
-    def add(arm: str, pairs: int, steps: int, bridge_steps: int, phases: list[Phase]) -> None:
-        key = {"arm": arm, "pairs": pairs, "steps": steps, "bridge_steps": bridge_steps, "seed": TUNING_SEED}
+    def add(arm: str, pairs: int, steps: int, batch: int, bridge_steps: int, phases: list[Phase]) -> None:
+        key = {"arm": arm, "pairs": pairs, "steps": steps, "batch": batch, "bridge_steps": bridge_steps}
         tasks.append((key, lambda: [scores(lab, pairs, TUNING_SEED, phases)]))
 
-    for pairs, steps in ((200, 100), (200, 200), (200, 400), (100, 400), (50, 400), (100, 800)):
-        add("contrastive", pairs, steps, 0, phases_of("contrastive", 1e-3, 1e-3, steps))
-    halves = [phase.having(batch_size=32) for phase in phases_of("contrastive", 1e-3, 1e-3, 800)]
-    add("contrastive, batches of 32", 100, 800, 0, halves)
-    for bridge_steps in (600, 2000):
-        joint, bridge, last = phases_of("published", 6e-4, 1e-3, 200)
-        add("published", 200, 200, bridge_steps, [joint, bridge.having(max_steps=bridge_steps), last])
+    for pairs, steps, batch in SIZES_TRIED:
+        phases = [phase.having(batch_size=batch) for phase in phases_of("contrastive", 1e-3, 1e-3, steps)]
+        add("contrastive", pairs, steps, batch, 0, phases)
+    for bridge_steps in (500, 1000, 2000):
+        joint, bridge, last = phases_of("published", 6e-4, 1e-3, 400)
+        phases = [joint, bridge.having(max_steps=bridge_steps), last]
+        add("published", 100, 400, 32, bridge_steps, phases)
     work(SIZES, tasks)
 
 
@@ -173,12 +177,12 @@ def run(lab: Lab) -> None:
     work(RESULTS, tasks)
 
 
-def test(lab: Lab, seed: int, phases: Sequence[Phase]) -> list[Row]:
+def test(lab: Lab, seed: int, phases: Sequence[Phase], backbone: str = BACKBONE) -> list[Row]:
     """The hits of a run on every test set, and the seconds of its training (stage 1 is trained once a seed)."""
     started = time.perf_counter()
-    backbone = lab.train(Start(BACKBONE, PAIRS, seed), phases, keep=1 if phases[0] == JOINT else 0)
+    trained = lab.train(Start(backbone, PAIRS, seed), phases, keep=1 if phases[0] == JOINT else 0)
     seconds = f"{time.perf_counter() - started:.0f}"
-    return [row | {"seconds": seconds} for row in hit_rows(lab.hits(backbone, "test"))]
+    return [row | {"seconds": seconds} for row in hit_rows(lab.hits(trained, "test"))]
 
 
 def main() -> None:

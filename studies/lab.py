@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from loops import KINDS, Reconstruction, embed, stage_of, train_contrastive
+from loops import KINDS, SEE_PIXELS, Reconstruction, embed, stage_of, train_contrastive
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tower import freeze_tower, keep_features
 
 from cocoa.adapters import Lora, add_adapters, merge_adapters
 from cocoa.backbone import Backbone, Form, load_backbone
@@ -34,6 +35,7 @@ from cocoa.pairs import ContentPair, Pair, Side, limit_rows
 from cocoa.rebuild import swapped
 from cocoa.recipe import STAGES
 from cocoa.sources import DataConfig, load_pairs
+from cocoa.stages.compression import CompressionArguments, to_compress
 from cocoa.stages.contrastive import ContrastiveArguments
 from cocoa.stages.training import StageArguments
 
@@ -52,6 +54,7 @@ class Phase:
         shuffled: every text with the image of another row of its data set.
         dialogues: rows are conversations on the scenes instead of the run's pairs (CoMa).
         lora: adapters, merged behind the phase; None trains all weights.
+        token_weight: of its token loss; the patch loss has its own in `options`.
         beside: a phase whose loss is added to each contrastive step, a batch of its own at a time.
         beside_weight: its weight.
     """
@@ -61,6 +64,7 @@ class Phase:
     shuffled: bool = False
     dialogues: bool = False
     lora: Lora | None = None
+    token_weight: float = 1.0
     beside: Phase | None = None
     beside_weight: float = 1.0
 
@@ -83,10 +87,12 @@ class Lab:
 
     Args:
         folder: holds `scenes` (of `write_scenes`) and gets `states`, the weights behind phases that others share.
+        frozen_tower: leave the vision tower as it is, so that every picture goes through it once; half of the time.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, frozen_tower: bool = True) -> None:
         self.folder = folder
+        self.frozen_tower = frozen_tower
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.things: dict[str, Any] = {}
         self.encoded: dict[tuple[str, int], dict[Any, dict[str, Tensor]]] = {}  # by split and compression tokens
@@ -97,8 +103,7 @@ class Lab:
     def load(self, start: Start, phases: Sequence[Phase] = (), form: Form | None = None) -> Backbone:
         """The backbone behind these phases, whose weights must be kept, in a form or in that of the last phase."""
         form = form or _form(phases)
-        backbone = load_backbone(start.backbone, IMAGES, **form._asdict())
-        backbone.model.to(self.device)
+        backbone = self._read(start, form)
         if phases:
             saved = load_file(self._state(start, phases), device=str(self.device))
             with torch.no_grad():
@@ -112,7 +117,7 @@ class Lab:
         backbone = self.load(start, phases[:done], _form(phases[: done + 1]))
         for number in range(done, len(phases)):
             phase = phases[number]
-            backbone = _reread(backbone, _form(phases[: number + 1]))
+            backbone = self._reread(backbone, start, _form(phases[: number + 1]))
             self._train_phase(backbone, start, phase)
             if number < keep:
                 self._keep(backbone, self._state(start, phases[: number + 1]))
@@ -150,13 +155,34 @@ class Lab:
         backbone.encoded = self.encoded.setdefault((kept_as, backbone.compression_tokens), {})
         backbone.model.eval()
         with torch.inference_mode():
+            keep_features(backbone, sides)
             return embed(backbone, [backbone.encode_side(side) for side in sides], AT_ONCE).cpu()
 
-    @staticmethod
-    def _reconstruction(backbone: Backbone, pairs: Sequence[Pair], start: Start, phase: Phase) -> Reconstruction:
+    def _read(self, start: Start, form: Form) -> Backbone:
+        backbone = load_backbone(start.backbone, IMAGES, **form._asdict())
+        backbone.model.to(self.device)
+        if self.frozen_tower:
+            freeze_tower(backbone)
+        return backbone
+
+    def _reread(self, backbone: Backbone, start: Start, form: Form) -> Backbone:
+        """The same weights in another form."""
+        if backbone.form == form:
+            return backbone
+        if form.compression_tokens and not backbone.compression_tokens:
+            raise ValueError("compression tokens come with the first phase")
+        fresh = self._read(start, form)
+        fresh.model.load_state_dict(backbone.model.state_dict())
+        return fresh
+
+    def _reconstruction(self, backbone: Backbone, pairs: Sequence[Pair], start: Start, phase: Phase) -> Reconstruction:
         args = arguments(phase, start.seed)
         rows: list[ContentPair] = list(stage_rows(pairs, stage_of(args)))
-        return Reconstruction(backbone, swapped(rows) if phase.shuffled else rows, args, phase.stage)
+        if phase.stage not in SEE_PIXELS:
+            keep_features(backbone, _block_a(rows, args))
+        return Reconstruction(
+            backbone, swapped(rows) if phase.shuffled else rows, args, phase.stage, phase.token_weight
+        )
 
     def _state(self, start: Start, phases: Sequence[Phase]) -> Path:
         what = json.dumps([vars(start), [vars(phase) for phase in phases]], default=vars, sort_keys=True)
@@ -181,6 +207,7 @@ class Lab:
         backbone.model.train()
         if isinstance(args, ContrastiveArguments):
             beside = self._reconstruction(backbone, pairs, start, phase.beside) if phase.beside else None
+            keep_features(backbone, [side for pair in pairs for side in (pair.query, pair.target)])
             train_contrastive(backbone, pairs, args, beside, phase.beside_weight)
         else:
             self._reconstruction(backbone, pairs, start, phase).train()
@@ -197,22 +224,16 @@ def arguments(phase: Phase, seed: int) -> StageArguments:
     return kind(output_dir="unused", seed=seed, use_cpu=True, **{"batch_size": 64} | phase.options)
 
 
+def _block_a(rows: Sequence[ContentPair], args: StageArguments) -> list[Side]:
+    """What stands in front of EOS, or of the compression tokens."""
+    if isinstance(args, CompressionArguments):
+        return [to_compress(row.side, args.prompt) for row in rows]
+    return [row.side for row in rows]
+
+
 def _form(phases: Sequence[Phase]) -> Form:
     """How the last of some phases reads the backbone; the untouched one is read as the pipeline reads it."""
     form = None
     for phase in phases:
         form = arguments(phase, 0).form(form)
     return form or Form("causal")
-
-
-def _reread(backbone: Backbone, form: Form) -> Backbone:
-    """The same weights in another form."""
-    if backbone.form == form:
-        return backbone
-    fresh = load_backbone(backbone.name, IMAGES, **form._asdict())
-    fresh.model.to(backbone.model.device)
-    if backbone.form.compression_tokens or not form.compression_tokens:
-        fresh.model.load_state_dict(backbone.model.state_dict())
-    else:
-        raise ValueError("compression tokens come with the first phase")
-    return fresh

@@ -37,6 +37,8 @@ OBJECTIVES: dict[str, Callable[[Backbone], Reconstructor]] = {
 KINDS = ("next_token", *OBJECTIVES)
 """Phases that are no stage of the package. `next_token` predicts block B word by word, causally, with all of A seen:
 that is how the backbone was pre-trained."""
+SEE_PIXELS = ("joint_reconstruction", "picture")
+"""Phases that hide patches."""
 PICTURE_WEIGHT = 0.5
 """Weight of the patch loss in `picture`, as in stage 1."""
 
@@ -138,12 +140,20 @@ class Reconstruction:
         rows: what is rebuilt.
         args: of the stage.
         kind: the stage, or one of `KINDS`.
+        token_weight: of the token loss.
     """
 
-    def __init__(self, backbone: Backbone, rows: Sequence[ContentPair], args: StageArguments, kind: str) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        rows: Sequence[ContentPair],
+        args: StageArguments,
+        kind: str,
+        token_weight: float = 1.0,
+    ) -> None:
         self.backbone, self.rows, self.args, self.kind = backbone, rows, args, kind
         self.model = model_of(backbone, args, kind)
-        self.weights = {"token": 1.0}
+        self.weights = {"token": token_weight}
         if self.model.patch_decoder is not None:
             self.weights["patch"] = getattr(args, "patch_loss_weight", PICTURE_WEIGHT)
         sampler = GlobalBatchSampler(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from tower import keep_features
 
 from cocoa.attention import BridgeLayout
 from cocoa.backbone import Backbone
@@ -75,6 +76,7 @@ def with_other_images(rows: Sequence[ContentPair]) -> list[ContentPair]:
 
 def batch_of(backbone: Backbone, rows: Sequence[ContentPair]) -> dict[str, Tensor]:
     """Rows as the bridge's input, B hidden whole."""
+    keep_features(backbone, [row.side for row in rows])
     samples = [bridge(backbone, row, MAX_LENGTH, 1.0, torch.Generator()) for row in rows]
     batch = collate(samples, backbone.tokenizer.pad_token_id)
     return {name: value.to(backbone.model.device) for name, value in batch.items()}

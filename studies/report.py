@@ -63,10 +63,14 @@ def zero_shot() -> str:
 def sizes() -> str:
     """What the number of pairs and steps was chosen by."""
     rows = [
-        [row["arm"], row["pairs"], row["bridge_steps"], row["steps"], *(row[group] for group in GROUPS), row["seconds"]]
+        [
+            *(row[name] for name in ("arm", "pairs", "bridge_steps", "steps", "batch")),
+            *(row[group] for group in GROUPS),
+            row["seconds"],
+        ]
         for row in read(SIZES)
     ]
-    return table(["arm", "pairs a set", "steps of stage 2", "contrastive steps", *GROUPS, "seconds"], rows)
+    return table(["arm", "pairs a set", "steps of stage 2", "contrastive steps", "batch", *GROUPS, "seconds"], rows)
 
 
 def tuning() -> str:

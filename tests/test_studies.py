@@ -13,6 +13,7 @@ from objectives import FinalState, LateBridge, with_picture
 
 from cocoa.backbone import load_backbone
 from cocoa.corruption import IGNORE_INDEX
+from cocoa.evaluation import evaluate
 from cocoa.inputs import ImageBudget
 from cocoa.pipeline import train
 from cocoa.recipe import load_recipe
@@ -31,7 +32,7 @@ def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     write_scenes(folder / "scenes", 0, 60, 6, splits=("validation",))
     threads = torch.get_num_threads()
-    yield Lab(folder)
+    yield Lab(folder, frozen_tower=False)
     torch.set_num_threads(threads)
     torch.set_flush_denormal(False)
 
@@ -79,10 +80,32 @@ def test_a_form_outlives_the_phases_that_have_none(lab):
     assert backbone.form == ("causal", "compression", 8)
 
 
+def test_features_stand_for_pixels(lab, rows):
+    """A frozen tower sees a picture once; embeddings are the same, and so is what is trained, but for the tower."""
+    start, phase = (
+        Start("mini-qwen2-vl", 8, 5),
+        PHASES[1].having(max_steps=1, batch_size=8, warmup_steps=0, max_grad_norm=1e9),
+    )
+    frozen = Lab(lab.folder, frozen_tower=True)
+    sides = [row.side for row in rows[::4]]
+    ours = frozen.embed_sides(frozen.load(start), sides, "here")
+    theirs = lab.embed_sides(lab.load(start), sides, "there")
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    kept, seen = (each.encoded[name, 0] for each, name in ((frozen, "here"), (lab, "there")))
+    assert {value["pixel_values"].shape[-1] for value in kept.values()} == {128}
+    assert {value["pixel_values"].shape[-1] for value in seen.values()} == {1176}
+    before, ours, theirs = (
+        weights(each) for each in (lab.load(start), frozen.train(start, [phase]), lab.train(start, [phase]))
+    )
+    for name, weight in ours.items():
+        if ".visual." in name:
+            assert torch.equal(weight, before[name])
+        else:
+            assert (weight - theirs[name]).abs().mean() < 0.02 * (weight - before[name]).abs().mean()
+
+
 def test_hits_are_those_of_the_evaluator(lab):
     backbone = load_backbone("mini-qwen2-vl", ImageBudget((1, 16)), attention="causal")
-    from cocoa.evaluation import evaluate
-
     theirs = evaluate("mini-qwen2-vl", lab.folder / "scenes/MMEB-eval", lab.folder / "scores", split="validation")
     ours = lab.hits(backbone, "validation")
     assert {name: 100 * own.mean() for name, own in ours.items()} == pytest.approx(theirs["datasets"])

@@ -1,0 +1,99 @@
+"""One factor at a time, exploratory: four seeds, validation scenes, no tuning beyond `deciding.py tune`.
+
+    python studies/factors.py            # as often as there are cores
+    python studies/report.py
+
+Differences are to `published` as `deciding.py` has it, on the same seeds. Nothing here is a result: what looks good is
+confirmed elsewhere on fresh seeds.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from deciding import BACKBONE, BRIDGE_STEPS, PAIRS, PRETRAINING, STEPS, best_rate, phases_after, scores
+from lab import Lab, Phase
+from results import FOLDER, RUNS, work
+
+from cocoa.adapters import Lora
+
+SEEDS = (201, 202, 203, 204)
+RESULTS = FOLDER / "factors.csv"
+ADAPTERS = Lora(
+    r=8,
+    alpha=64,
+    dropout=0.1,
+    dora=True,
+    init="gaussian",
+    text=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    vision=["qkv", "fc1", "fc2"],
+)
+LORA_RATE = 4.0
+"""Times the learning rate of full tuning."""
+PAIR_COUNTS = (25, 50, 200, 400)
+"""Beside `PAIRS`."""
+OTHER_BACKBONE = "mini-qwen2.5-vl"
+
+
+def variants() -> dict[str, list[Phase]]:
+    """The phases of each variant, by its name."""
+    joint, bridge, last = phases_after("published")
+    alone = phases_after("contrastive")
+    found = {"published": [joint, bridge, last], "contrastive": alone}
+    found["without stage 1"] = [bridge, last]
+    found["without stage 2"] = [joint, last]
+    longer = PRETRAINING["moca"][0].options["max_steps"]
+    long_joint = joint.having(batch_size=16, max_steps=longer, learning_rate=best_rate("moca"))
+    found["stage 1 for all of the time"] = [long_joint, last]
+    found["without MAE"] = [joint.having(patch_loss_weight=0.0), bridge, last]
+    found["without MNTP in stage 1"] = [replace(joint, token_weight=0.0), bridge, last]
+    for ratio in (0.1, 0.4, 0.6):
+        found[f"stage 1 hides {ratio:.0%} of the text"] = [joint.having(text_mask_ratio=ratio), bridge, last]
+    for ratio in (0.25, 0.75):
+        found[f"stage 1 hides {ratio:.0%} of the patches"] = [joint.having(patch_mask_ratio=ratio), bridge, last]
+    for ratio in (0.3, 0.5, 0.9, 1.0):
+        found[f"stage 2 hides {ratio:.0%} of the text"] = [joint, bridge.having(text_mask_ratio=ratio), last]
+    for share in (0.25, 3):
+        found[f"stage 2 of {round(share * BRIDGE_STEPS)} steps"] = [
+            joint,
+            bridge.having(max_steps=round(share * BRIDGE_STEPS)),
+            last,
+        ]
+    found["adapters in all stages"] = [with_adapters(phase) for phase in found["published"]]
+    found["contrastive, adapters"] = [with_adapters(phase) for phase in alone]
+    found["published, twice the contrastive steps"] = [joint, bridge, last.having(max_steps=2 * STEPS)]
+    found["contrastive, twice the contrastive steps"] = [alone[0].having(max_steps=2 * STEPS)]
+    return found
+
+
+def with_adapters(phase: Phase) -> Phase:
+    """The phase with CoCoA's adapters, at a higher rate."""
+    rate = LORA_RATE * phase.options["learning_rate"]
+    return replace(phase.having(learning_rate=rate), lora=ADAPTERS)
+
+
+def main() -> None:
+    """Run what is missing."""
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("studies").setLevel(logging.INFO)
+    lab, found = Lab(RUNS), variants()
+    runs = [(BACKBONE, PAIRS, name) for name in found]
+    both = ("published", "contrastive")
+    runs += [(BACKBONE, pairs, name) for pairs in PAIR_COUNTS for name in both]
+    runs += [(OTHER_BACKBONE, PAIRS, name) for name in both]
+    for seed in SEEDS:
+        work(
+            RESULTS,
+            [
+                (
+                    {"backbone": backbone, "pairs": pairs, "arm": name, "seed": seed},
+                    lambda b=backbone, n=pairs, p=found[name], s=seed: [scores(lab, n, s, p, backbone=b)],
+                )
+                for backbone, pairs, name in runs
+            ],
+        )
+
+
+if __name__ == "__main__":
+    main()
