@@ -28,12 +28,8 @@ RUNS = {"contrastive only": ("3",), "full": ("2", "3"), "published": ("1", "2", 
 """Stages that each run trains: `full` and `strict` begin with the first stage of `published`."""
 
 
-def main() -> None:
-    """Print the hours of each stage and each run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tflops", type=float, default=400.0, help="10^12 operations a second that a device reaches")
-    parser.add_argument("--devices", type=int, default=8)
-    args = parser.parse_args()
+def stage_hours(tflops: float = 400.0, devices: int = 8) -> dict[str, float]:
+    """Hours of each stage."""
     taken = {}
     for stage, (rows, images, cached) in STAGES.items():
         tokens = images * IMAGE + WORDS
@@ -42,10 +38,24 @@ def main() -> None:
             Stack("qwen2_vl", 32, 1280, 5120, 0, TOWER, 4 * images * IMAGE, 4096),
             Stack("text", 0, 1536, 8960, 0, 0 if cached else HEAD, 0.5 * WORDS, 4096),
         ]
-        taken[stage[0]] = hours(stage_flops(stacks, rows, True, cached), args.tflops, args.devices)
-        print(f"stage {stage}: {rows:,} rows, {taken[stage[0]]:.1f} h")
-    for run, stages in RUNS.items():
-        print(f"run {run}: {sum(taken[stage] for stage in stages):.1f} h")
+        taken[stage] = hours(stage_flops(stacks, rows, True, cached), tflops, devices)
+    return taken
+
+
+def run_hours(taken: dict[str, float]) -> dict[str, float]:
+    """Hours of each run, from those of the stages."""
+    return {run: sum(taken[stage] for stage in STAGES if stage[0] in stages) for run, stages in RUNS.items()}
+
+
+def main() -> None:
+    """Print the hours of each stage and each run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tflops", type=float, default=400.0, help="10^12 operations a second that a device reaches")
+    parser.add_argument("--devices", type=int, default=8)
+    args = parser.parse_args()
+    taken = stage_hours(args.tflops, args.devices)
+    for name, value in (taken | run_hours(taken)).items():
+        print(f"{name}: {value:.1f} h")
 
 
 if __name__ == "__main__":

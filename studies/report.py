@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 from arms_compared import averages, difference, stacked
 from bridge import MODELS, NATS, PATCHING, ZERO_SHOT
 from deciding import ARMS, RESULTS, SIZES, TUNING
+from mmeb_hours import run_hours, stage_hours
 from nats import CLASSES
 from results import read
 
@@ -112,6 +113,13 @@ def deciding() -> str:
     return table(["arm", "seeds", "hit@1 (mean ± sd over seeds)", "seconds", *against], lines)
 
 
+def mmeb_hours() -> str:
+    """Hours of the runs on MMEB."""
+    return table(
+        ["run", "hours on 8 devices"], [[run, f"{value:.1f}"] for run, value in run_hours(stage_hours()).items()]
+    )
+
+
 def draw_patching(path: Path) -> None:
     """What B loses where EOS has another picture's keys and values: one layer alone, and all from a layer on."""
     found: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -152,7 +160,14 @@ def draw_deciding(path: Path) -> None:
     plt.close(figure)
 
 
-TABLES = {"bridge nats": bridge_nats, "zero shot": zero_shot, "sizes": sizes, "tuning": tuning, "deciding": deciding}
+TABLES = {
+    "bridge nats": bridge_nats,
+    "zero shot": zero_shot,
+    "sizes": sizes,
+    "tuning": tuning,
+    "deciding": deciding,
+    "hours": mmeb_hours,
+}
 
 
 def written(page: str) -> str:

@@ -1,12 +1,20 @@
 """The studies' own code: the lab trains what the pipeline trains, and the measures measure what they say."""
 
+from dataclasses import replace
+
+import beyond
+import deciding
+import factors
+import mmeb_hours
 import numpy as np
+import probes
 import pytest
+import report
 import results
 import torch
 from arms_compared import Difference, difference, stacked
 from bridge import patched
-from lab import Lab, Phase, Start
+from lab import Lab, Phase, Start, arguments
 from loops import all_shown
 from nats import batch_of, held_out_rows, nats, token_losses, with_other_images
 from objectives import FinalState, LateBridge, with_picture
@@ -17,6 +25,7 @@ from cocoa.evaluation import evaluate
 from cocoa.inputs import ImageBudget
 from cocoa.pipeline import train
 from cocoa.recipe import load_recipe
+from cocoa.scenes.world import COLOURS, Scene, Thing
 from cocoa.scenes.write import write_scenes
 from cocoa.stages.reconstruction import Reconstructor
 
@@ -264,3 +273,83 @@ def test_an_arm_is_stacked_by_seed():
     assert np.array_equal(stacked(rows, "x", [2, 1])["SceneObjects"], np.stack([hits[2], hits[1]]))
     with pytest.raises(KeyError):
         stacked(rows, "x", [3])
+
+
+def test_the_area_under_the_curve_is_the_share_of_pairs_in_order():
+    scores = torch.tensor([[0.1, 1.0], [0.4, 1.0], [0.3, 2.0], [0.8, 3.0]])
+    truth = torch.tensor([[False, True], [True, True], [False, True], [True, True]])
+    assert probes.auc(scores, truth) == 1.0  # the second column does not vary
+    truth[3, 0] = False
+    assert probes.auc(scores, truth) == pytest.approx(2 / 3)  # above two of three
+
+
+def test_a_probe_finds_what_is_linear():
+    rng = torch.Generator().manual_seed(0)
+    vectors = torch.randn(400, 8, generator=rng)
+    truth = torch.stack([vectors[:, 0] + 0.3 > 0, torch.rand(400, generator=rng) > 0.5], dim=1)
+    weights = probes.ridge(vectors[:300], truth[:300], 1.0)
+    scores = torch.cat([vectors[300:].double(), torch.ones(100, 1).double()], 1) @ weights
+    assert probes.auc(scores[:, :1], truth[300:, :1]) > 0.98
+    assert 0.3 < probes.auc(scores[:, 1:], truth[300:, 1:]) < 0.7
+
+
+def test_attributes_are_those_of_the_things():
+    scene = Scene((Thing("star", "red", "solid", "large", 0), Thing("ring", "blue", "dotted", "small", 4)))
+    found = probes.attributes([scene])
+    assert found["colour"][0].tolist() == [colour in ("red", "blue") for colour in COLOURS]
+    assert found["cell"][0].tolist() == [cell in (0, 4) for cell in range(9)]
+    assert found["bound"].sum() == 2 and found["count"].tolist() == [[False]]
+
+
+def test_decoding_goes_word_by_word(backbone, rows):
+    """The first word is the likeliest with all hidden, the second one the likeliest behind the first."""
+    captions = [row for row in rows if row.dataset == "Scenes_i2t"][:2]
+    (ids, truth), _ = probes.decode(backbone, captions, "strict")
+    assert backbone.tokenizer.decode(truth) == captions[0].text
+    batch = batch_of(backbone, captions)
+    model, eos = Reconstructor(backbone, layout="strict").eval(), int(batch["eos_position"][0])
+    for place in range(2):
+        with torch.inference_mode():
+            tokens = model.predict(**batch).tokens
+        (now,) = ((tokens.rows == 0) & (tokens.positions == eos + 1 + place)).nonzero()[:, 0]
+        assert ids[place] == tokens.likeliest[now]
+        for row in range(2):
+            here = (tokens.rows == row) & (tokens.positions == batch["eos_position"][row] + 1 + place)
+            batch["input_ids"][row, batch["eos_position"][row] + 1 + place] = tokens.likeliest[here][0]
+
+
+def test_every_study_s_phases_are_arguments(monkeypatch):
+    """What is not run yet would at least be built: every option is one of the stage's."""
+    monkeypatch.setattr(deciding, "best_rate", lambda arm: 1e-3)
+    monkeypatch.setattr(factors, "best_rate", lambda arm: 1e-3)
+    arms = [deciding.phases_after(arm) for arm in deciding.ARMS]
+    arms += [*factors.variants().values(), *beyond.arms().values()]
+    for phases in arms:
+        for phase in phases:
+            arguments(phase, 1)
+            if phase.beside:
+                arguments(phase.beside, 1)
+        assert phases[-1].stage == "contrastive" and phases[-1].options["max_steps"] > 0
+
+
+def test_a_loss_beside_the_contrastive_one_has_gradients(lab):
+    beside = Phase("final", {"batch_size": 8, "max_steps": 1})
+    phase = Phase("contrastive", {"max_steps": 1, "batch_size": 8, "warmup_steps": 0}, beside=beside, beside_weight=0.5)
+    start = Start("mini-qwen2-vl", 8, 5)
+    one, other = (weights(lab.train(start, [each])) for each in (phase, replace(phase, beside=None)))
+    changed = [name for name in one if not torch.equal(one[name], other[name])]
+    assert len(changed) > 50
+
+
+def test_the_page_has_the_tables_of_the_files():
+    page = report.PAGE.read_text(encoding="utf-8")
+    assert report.written(page) == page
+    assert [name for name in report.TABLES if f"<!-- {name} -->" not in page] == []
+
+
+def test_published_begins_what_the_others_go_on_with():
+    hours = mmeb_hours.run_hours(mmeb_hours.stage_hours())
+    stages = mmeb_hours.stage_hours()
+    assert hours["published"] == pytest.approx(sum(stages.values()))
+    assert hours["full"] == hours["strict"] < hours["published"]
+    assert mmeb_hours.stage_hours(tflops=800)["2 EOS-bridge"] == pytest.approx(stages["2 EOS-bridge"] / 2)
