@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from cocoa.catalogue import find_dataset
 from cocoa.metrics import group_members
 
 RESAMPLES = 10_000
@@ -53,11 +54,11 @@ def difference(one: Hits, other: Hits, group: str = "All", resamples: int = RESA
     Args:
         one: hits of the first arm.
         other: of the second, seeds in the same order.
-        group: what is averaged over (`cocoa.metrics.GROUPS`).
+        group: what is averaged over, see `members`.
         resamples: how many samples.
     """
     rng = np.random.default_rng(0)
-    names = [name for name in group_members(one)[group] if name in one]
+    names = members(one, group)
     seeds = len(next(iter(one.values())))
     drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds  # (R, S)
     total, mean = np.zeros(resamples), 0.0
@@ -72,10 +73,16 @@ def difference(one: Hits, other: Hits, group: str = "All", resamples: int = RESA
     return Difference(100 * mean / len(names), (inner_low, inner_high), (low, high), seeds)
 
 
+def members(names: Iterable[str], group: str) -> list[str]:
+    """The data sets that a group averages over; all of them where none is in a table of data sets."""
+    names = list(names)
+    known = [name for name in group_members(names)[group] if name in names]
+    return names if not any(find_dataset(name) for name in names) else known
+
+
 def averages(hits: Hits, group: str = "All") -> np.ndarray:
     """(seeds,) hit@1 in percent, averaged over the data sets of a group."""
-    names = [name for name in group_members(hits)[group] if name in hits]
-    return 100 * np.mean([hits[name].mean(1) for name in names], axis=0)
+    return 100 * np.mean([hits[name].mean(1) for name in members(hits, group)], axis=0)
 
 
 def stacked(rows: Sequence[Mapping[str, str]], arm: str, seeds: Sequence[int]) -> dict[str, np.ndarray]:

@@ -17,6 +17,8 @@ from bridge import MODELS, NATS, PATCHING, ZERO_SHOT
 from deciding import ARMS, RESULTS, SIZES, TUNING
 from mmeb_hours import run_hours, stage_hours
 from nats import CLASSES
+from real_pixels import ARMS as REAL_ARMS
+from real_pixels import RESULTS as REAL_PIXELS
 from results import read
 
 from cocoa.metrics import GROUPS
@@ -91,17 +93,17 @@ def seeds_of(rows: Sequence[dict[str, str]], arm: str) -> list[int]:
     return sorted({int(row["seed"]) for row in rows if row["arm"] == arm})
 
 
-def deciding() -> str:
+def compared(rows: Sequence[dict[str, str]], arms: Sequence[str], baselines: Sequence[str]) -> str:
     """Every arm's hit@1, and its difference to the baselines on the seeds that both have."""
-    rows, lines = read(RESULTS), []
-    for arm in ARMS:
+    lines = []
+    for arm in arms:
         if not (seeds := seeds_of(rows, arm)):
             continue
         values = averages(stacked(rows, arm, seeds)).tolist()
         spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
         seconds = mean(float(row["seconds"]) for row in rows if row["arm"] == arm)
         cells = [arm, str(len(seeds)), f"{mean(values):.1f}{spread}", f"{seconds:.0f}"]
-        for baseline in BASELINES:
+        for baseline in baselines:
             common = sorted(set(seeds) & set(seeds_of(rows, baseline)))
             if arm == baseline or not common:
                 cells.append("")
@@ -109,8 +111,22 @@ def deciding() -> str:
             found = difference(stacked(rows, arm, common), stacked(rows, baseline, common))
             cells.append(f"{found.mean:+.1f} [{found.outer[0]:+.1f}, {found.outer[1]:+.1f}], {found.verdict}")
         lines.append(cells)
-    against = [f"less `{baseline}` [95 %]" for baseline in BASELINES]
+    against = [f"less `{baseline}` [95 %]" for baseline in baselines]
     return table(["arm", "seeds", "hit@1 (mean ± sd over seeds)", "seconds", *against], lines)
+
+
+def deciding() -> str:
+    """The deciding experiment."""
+    return compared(read(RESULTS), ARMS, BASELINES)
+
+
+def real_pixels() -> str:
+    """Digits and photographs."""
+    parts = []
+    for name in ("digits", "photographs"):
+        rows = [row for row in read(REAL_PIXELS) if row["dataset"] == name]
+        parts.append(f"{name}:\n\n{compared(rows, tuple(REAL_ARMS), ('full', 'contrastive'))}")
+    return "\n\n".join(parts)
 
 
 def mmeb_hours() -> str:
