@@ -2,7 +2,7 @@
 
     python studies/bridge.py
 
-Nothing is chosen by what this finds: validation scenes, the tuning seed, the learning rates of `deciding.py tune`.
+Nothing is chosen by what this finds: validation scenes, two seeds, the demo's learning rate for every model.
 
 - `bridge_nats.csv`: the loss of a wholly hidden B under another row's image less that under its own, by class of token,
   after stages 0, 1 and 2 of each layout. `first` is B's first token, which is decoded from EOS' final state alone.
@@ -14,10 +14,11 @@ Nothing is chosen by what this finds: validation scenes, the tuning seed, the le
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import torch
 from arms_compared import averages
-from deciding import BACKBONE, JOINT, PAIRS, PRETRAINING, TUNING_SEED, best_rate
+from deciding import BACKBONE, JOINT, PAIRS, PRETRAINING
 from lab import Lab, Phase, Start
 from nats import AT_ONCE, batch_of, held_out_rows, nats, with_other_images
 from patching import HeldKeysAndValues, mixed
@@ -33,13 +34,15 @@ NATS, PATCHING, ZERO_SHOT = (FOLDER / f"bridge_{name}.csv" for name in ("nats", 
 STAGE_2 = ("published", "strict", "full", "shuffled", "ntp")
 MODELS = ("stage 0", "stage 1", *STAGE_2)
 PATCHED = ("published", "strict")
+RATE = 6e-4
+SEEDS = (101, 102)
 
 
 def phases_of(model: str) -> list[Phase]:
     """What a model has gone through."""
     if model in STAGE_2:
         *first, last = PRETRAINING[model]
-        return [*first, last.having(learning_rate=best_rate(model))]
+        return [*first, last.having(learning_rate=RATE)]
     return [JOINT] if model == "stage 1" else []
 
 
@@ -48,9 +51,9 @@ def layout_of(model: str) -> BridgeLayout:
     return "strict" if model == "strict" else "published"
 
 
-def train(lab: Lab, model: str) -> Backbone:
+def train(lab: Lab, model: str, seed: int) -> Backbone:
     """A model, its weights kept for the other tables."""
-    phases, start = phases_of(model), Start(BACKBONE, PAIRS, TUNING_SEED)
+    phases, start = phases_of(model), Start(BACKBONE, PAIRS, seed)
     backbone = lab.train(start, phases, keep=len(phases)) if phases else lab.load(start, form=Form())
     backbone.encoded = lab.encoded.setdefault(("bridge", 0), {})
     backbone.model.eval()
@@ -107,25 +110,22 @@ def main() -> None:
     logging.getLogger("studies").setLevel(logging.INFO)
     lab = Lab(RUNS)
 
-    def nats_rows(model: str) -> list[Row]:
-        backbone = train(lab, model)
-        found = nats(backbone, rows_of(lab), layout_of(model))
+    def nats_rows(model: str, seed: int) -> list[Row]:
+        found = nats(train(lab, model, seed), rows_of(lab), layout_of(model))
         return [{"class": name, "nats": f"{value:.3f}"} for name, value in found.items()]
 
-    def patching_rows(model: str) -> list[Row]:
-        return patched(train(lab, model), rows_of(lab, "Scenes_i2t"), layout_of(model))
+    def patching_rows(model: str, seed: int) -> list[Row]:
+        return patched(train(lab, model, seed), rows_of(lab, "Scenes_i2t"), layout_of(model))
 
-    def zero_shot_rows(model: str) -> list[Row]:
-        backbone = train(lab, model)
-        hits = {name: own[None] for name, own in lab.hits(backbone, "validation").items()}
+    def zero_shot_rows(model: str, seed: int) -> list[Row]:
+        hits = {name: own[None] for name, own in lab.hits(train(lab, model, seed), "validation").items()}
         return [{group: f"{averages(hits, group)[0]:.1f}" for group in GROUPS}]
 
-    for model in MODELS:
-        key = {"model": model, "seed": TUNING_SEED}
-        work(NATS, [(key, lambda model=model: nats_rows(model))])
-        work(ZERO_SHOT, [(key, lambda model=model: zero_shot_rows(model))])
-        if model in PATCHED:
-            work(PATCHING, [(key, lambda model=model: patching_rows(model))])
+    for seed in SEEDS:
+        keys = {model: {"model": model, "seed": seed} for model in MODELS}
+        work(NATS, [(keys[model], partial(nats_rows, model, seed)) for model in MODELS])
+        work(PATCHING, [(keys[model], partial(patching_rows, model, seed)) for model in PATCHED])
+        work(ZERO_SHOT, [(keys[model], partial(zero_shot_rows, model, seed)) for model in MODELS])
 
 
 if __name__ == "__main__":

@@ -185,7 +185,9 @@ class Lab:
         )
 
     def _state(self, start: Start, phases: Sequence[Phase]) -> Path:
-        what = json.dumps([vars(start), [vars(phase) for phase in phases]], default=vars, sort_keys=True)
+        what = json.dumps(
+            [self.frozen_tower, vars(start), [vars(phase) for phase in phases]], default=vars, sort_keys=True
+        )
         return self.folder / "states" / f"{hashlib.blake2b(what.encode(), digest_size=12).hexdigest()}.safetensors"
 
     @staticmethod

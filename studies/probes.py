@@ -16,8 +16,9 @@ import random
 from collections.abc import Sequence
 
 import torch
-from bridge import MODELS, layout_of, phases_of, rows_of, train
-from deciding import BACKBONE, PAIRS, TUNING_SEED, phases_after
+from bridge import MODELS, layout_of, rows_of, train
+from bridge import phases_of as bridge_phases
+from deciding import BACKBONE, CONTRASTIVE, PAIRS, STEPS
 from lab import Lab, Start
 from nats import AT_ONCE, CLASSES, batch_of, token_classes, with_other_images
 from results import FOLDER, RUNS, Row, work
@@ -34,7 +35,9 @@ PROBES, DECODED = FOLDER / "probes.csv", FOLDER / "decoded.csv"
 FITTED, LOOKED_AT = 2000, 1000
 INSTRUCTION = "Find an image caption describing the given image."
 PENALTIES = (0.01, 0.1, 1.0, 10.0)
-STAGE_3 = {"contrastive alone": "contrastive", "stage 3 after published": "published", "stage 3 after full": "full"}
+STAGE_3 = {"contrastive alone": "stage 0", "stage 3 after published": "published", "stage 3 after full": "full"}
+"""Models behind a contrastive stage, and what came before it."""
+SEED, CONTRASTIVE_RATE = 101, 1e-3
 
 
 def scenes(split: str, number: int) -> list[Scene]:
@@ -144,18 +147,19 @@ def main() -> None:
     logging.getLogger("studies").setLevel(logging.INFO)
     lab = Lab(RUNS)
 
-    def contrastive(name: str) -> Backbone:
-        phases = phases_after(STAGE_3[name])
-        return lab.train(Start(BACKBONE, PAIRS, TUNING_SEED), phases, keep=len(phases))
+    def stage_3(name: str) -> Backbone:
+        phases = [*bridge_phases(STAGE_3[name]), CONTRASTIVE.having(max_steps=STEPS, learning_rate=CONTRASTIVE_RATE)]
+        return lab.train(Start(BACKBONE, PAIRS, SEED), phases, keep=len(phases))
 
     captions = rows_of(lab, "Scenes_i2t")
-    for model in MODELS:
-        key = {"model": model, "seed": TUNING_SEED}
-        work(PROBES, [(key, lambda model=model: probe(lab, train(lab, model)))])
-        if phases_of(model):
-            work(DECODED, [(key, lambda model=model: decoded(train(lab, model), captions, layout_of(model)))])
-    for name in STAGE_3:
-        work(PROBES, [({"model": name, "seed": TUNING_SEED}, lambda name=name: probe(lab, contrastive(name)))])
+    trained = [model for model in MODELS if bridge_phases(model)]
+    key = {model: {"model": model, "seed": SEED} for model in (*MODELS, *STAGE_3)}
+    work(PROBES, [(key[model], lambda m=model: probe(lab, train(lab, m, SEED))) for model in MODELS])
+    work(
+        DECODED,
+        [(key[model], lambda m=model: decoded(train(lab, m, SEED), captions, layout_of(m))) for model in trained],
+    )
+    work(PROBES, [(key[name], lambda n=name: probe(lab, stage_3(n))) for name in STAGE_3])
 
 
 if __name__ == "__main__":
