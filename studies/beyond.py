@@ -13,13 +13,12 @@ margin on both backbones. All bridges have the learning rate of `published`, and
 from __future__ import annotations
 
 import argparse
-import logging
 from dataclasses import replace
 from statistics import mean
 
 from deciding import BACKBONE, PAIRS, phases_after, scores, test
-from lab import Lab, Phase
-from results import FOLDER, RUNS, read, work
+from lab import Phase, open_lab
+from results import FOLDER, read, work
 
 EXPLORED, CONFIRMED = FOLDER / "beyond.csv", FOLDER / "beyond_confirmed.csv"
 EXPLORATORY, FRESH = (201, 202, 203, 204), tuple(range(301, 317))
@@ -68,9 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=("explore", "confirm"))
     step = parser.parse_args().step
-    logging.basicConfig(level=logging.WARNING)
-    logging.getLogger("studies").setLevel(logging.INFO)
-    lab, found = Lab(RUNS), arms()
+    lab, found = open_lab(), arms()
     if step == "explore":
         for seed in EXPLORATORY:
             tasks = [

@@ -13,16 +13,15 @@ Nothing is chosen by what this finds: validation scenes, two seeds, the demo's l
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 
 import torch
 from arms_compared import averages
 from deciding import BACKBONE, JOINT, PAIRS, PRETRAINING
-from lab import Lab, Phase, Start
+from lab import Lab, Phase, Start, open_lab
 from nats import AT_ONCE, batch_of, held_out_rows, nats, with_other_images
 from patching import HeldKeysAndValues, mixed
-from results import FOLDER, RUNS, Row, work
+from results import FOLDER, Row, work
 
 from cocoa.attention import BridgeLayout
 from cocoa.backbone import Backbone, Form
@@ -106,9 +105,7 @@ def patched(backbone: Backbone, rows: list[ContentPair], layout: BridgeLayout) -
 
 def main() -> None:
     """Fill the three tables."""
-    logging.basicConfig(level=logging.WARNING)
-    logging.getLogger("studies").setLevel(logging.INFO)
-    lab = Lab(RUNS)
+    lab = open_lab()
 
     def nats_rows(model: str, seed: int) -> list[Row]:
         found = nats(train(lab, model, seed), rows_of(lab), layout_of(model))

@@ -26,16 +26,14 @@ Decided before anything was scored on test scenes (`size` had been run, `tune` w
 from __future__ import annotations
 
 import argparse
-import logging
 import time
 from collections.abc import Callable, Sequence
 
 from arms_compared import averages
-from lab import Lab, Phase, Start
-from results import FOLDER, RUNS, Row, hit_rows, read, work
+from lab import Lab, Phase, Start, open_lab
+from results import FOLDER, Row, hit_rows, read, work
 
 from cocoa.metrics import GROUPS
-from cocoa.scenes.write import write_scenes
 
 BACKBONE = "mini-qwen2-vl"
 PAIRS, STEPS = 100, 1600
@@ -86,8 +84,6 @@ ALONE = ("contrastive", "contrastive-causal")
 ARMS = (*PRETRAINING, *ALONE, "more-steps")
 DECIDING = ("published", "full", "strict", "shuffled", "contrastive")
 """Arms that have all 16 seeds; the others have the first eight."""
-
-logger = logging.getLogger("studies")
 
 
 def phases_of(arm: str, rate: float, contrastive_rate: float, steps: int = STEPS) -> list[Phase]:
@@ -189,11 +185,7 @@ def main() -> None:
     """One step of the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=("size", "tune", "run"))
-    logging.basicConfig(level=logging.WARNING)
-    logger.setLevel(logging.INFO)
-    step = parser.parse_args().step
-    write_scenes(RUNS / "scenes", 0, 24_000, 200)
-    {"size": size, "tune": tune, "run": run}[step](Lab(RUNS))
+    {"size": size, "tune": tune, "run": run}[parser.parse_args().step](open_lab())
 
 
 if __name__ == "__main__":

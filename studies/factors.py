@@ -9,12 +9,11 @@ confirmed elsewhere on fresh seeds.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 
 from deciding import BACKBONE, BRIDGE_STEPS, PAIRS, PRETRAINING, best_rate, phases_after, scores
-from lab import Lab, Phase
-from results import FOLDER, RUNS, work
+from lab import Phase, open_lab
+from results import FOLDER, work
 
 from cocoa.adapters import Lora
 
@@ -27,7 +26,7 @@ ADAPTERS = Lora(
     dora=True,
     init="gaussian",
     text=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    vision=["qkv", "fc1", "fc2"],
+    vision=[],  # it is frozen
 )
 STEPS = 800
 """Contrastive steps: half of the deciding experiment's."""
@@ -78,9 +77,7 @@ def with_adapters(phase: Phase) -> Phase:
 
 def main() -> None:
     """Run what is missing."""
-    logging.basicConfig(level=logging.WARNING)
-    logging.getLogger("studies").setLevel(logging.INFO)
-    lab, found = Lab(RUNS), variants()
+    lab, found = open_lab(), variants()
     runs = [(BACKBONE, PAIRS, name) for name in found]
     both = ("published", "contrastive")
     runs += [(BACKBONE, pairs, name) for pairs in PAIR_COUNTS for name in both]

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from loops import KINDS, SEE_PIXELS, Reconstruction, embed, stage_of, train_contrastive
+from results import RUNS, start_log
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tower import freeze_tower, keep_features
@@ -34,6 +35,7 @@ from cocoa.mmeb_eval import EvalDataset, read_eval
 from cocoa.pairs import ContentPair, Pair, Side, limit_rows
 from cocoa.rebuild import swapped
 from cocoa.recipe import STAGES
+from cocoa.scenes.write import write_scenes
 from cocoa.sources import DataConfig, load_pairs
 from cocoa.stages.compression import CompressionArguments, to_compress
 from cocoa.stages.contrastive import ContrastiveArguments
@@ -87,7 +89,7 @@ class Lab:
 
     Args:
         folder: holds `scenes` (of `write_scenes`) and gets `states`, the weights behind phases that others share.
-        frozen_tower: leave the vision tower as it is, so that every picture goes through it once; half of the time.
+        frozen_tower: leave the vision tower as it is, so that every picture goes through it once.
     """
 
     def __init__(self, folder: Path, frozen_tower: bool = True) -> None:
@@ -218,6 +220,13 @@ class Lab:
                 backbone.model = merge_adapters(adapters, Path(unused))
         backbone.encoded = None
         gc.collect()
+
+
+def open_lab() -> Lab:
+    """The lab of the studies, its scenes written where they are not there yet; what it does is logged."""
+    start_log()
+    write_scenes(RUNS / "scenes", seed=0, pairs=24_000, queries=200, progress=True)
+    return Lab(RUNS)
 
 
 def arguments(phase: Phase, seed: int) -> StageArguments:

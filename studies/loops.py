@@ -168,7 +168,7 @@ class Reconstruction:
         counts = {"token": sum(int((each["labels"] != IGNORE_INDEX).sum()) for each in samples)}
         counts["patch"] = sum(int(each["hidden_units"].sum()) for each in samples if "hidden_units" in each)
         total = 0.0
-        for part in np.array_split(np.arange(len(samples)), min(GROUPS, len(samples) // 8)):
+        for part in np.array_split(np.arange(len(samples)), max(1, min(GROUPS, len(samples) // 8))):
             batch = collate([samples[i] for i in part], self.backbone.tokenizer.pad_token_id)
             sums = self.model(**{name: value.to(self.backbone.model.device) for name, value in batch.items()})
             loss = sum(share * sums[term][0] / counts[term] for term, share in self.weights.items())

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Sequence
 
@@ -19,9 +18,9 @@ import torch
 from bridge import MODELS, layout_of, rows_of, train
 from bridge import phases_of as bridge_phases
 from deciding import BACKBONE, CONTRASTIVE, PAIRS, STEPS
-from lab import Lab, Start
+from lab import Lab, Start, open_lab
 from nats import AT_ONCE, CLASSES, batch_of, token_classes, with_other_images
-from results import FOLDER, RUNS, Row, work
+from results import FOLDER, Row, work
 from torch import Tensor
 
 from cocoa.attention import BridgeLayout
@@ -143,9 +142,7 @@ def decoded(backbone: Backbone, rows: Sequence[ContentPair], layout: BridgeLayou
 
 def main() -> None:
     """Fill both tables."""
-    logging.basicConfig(level=logging.WARNING)
-    logging.getLogger("studies").setLevel(logging.INFO)
-    lab = Lab(RUNS)
+    lab = open_lab()
 
     def stage_3(name: str) -> Backbone:
         phases = [*bridge_phases(STAGE_3[name]), CONTRASTIVE.having(max_steps=STEPS, learning_rate=CONTRASTIVE_RATE)]

@@ -15,7 +15,6 @@ small, so what they can show is whether the miniature's order of the arms holds 
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ import yaml
 from deciding import CONTRASTIVE, JOINT
 from lab import Lab, Phase, Start
 from PIL import Image
-from results import FOLDER, RUNS, Row, hit_rows, work
+from results import FOLDER, RUNS, Row, hit_rows, start_log, work
 from sklearn.datasets import load_digits
 
 from cocoa.backbone import Backbone
@@ -125,8 +124,7 @@ def run(lab: PairLab, arm: str, seed: int) -> np.ndarray:
 
 def main() -> None:
     """Run what is missing."""
-    logging.basicConfig(level=logging.WARNING)
-    logging.getLogger("studies").setLevel(logging.INFO)
+    start_log()
 
     def rows(arm: str, seed: int) -> list[Row]:
         started = time.perf_counter()

@@ -21,6 +21,12 @@ logger = logging.getLogger("studies")
 Row = dict[str, Any]
 
 
+def start_log() -> None:
+    """Tell of every task that is done."""
+    logging.basicConfig(level=logging.WARNING)
+    logger.setLevel(logging.INFO)
+
+
 def read(path: Path) -> list[dict[str, str]]:
     """The rows of a file; none if it is not there."""
     if not path.exists():
