@@ -17,6 +17,7 @@ from bridge import MODELS, NATS, PATCHING, ZERO_SHOT
 from deciding import ARMS, RESULTS, SIZES, TUNING
 from mmeb_hours import run_hours, stage_hours
 from nats import CLASSES
+from probes import DECODED, PROBES
 from real_pixels import ARMS as REAL_ARMS
 from real_pixels import RESULTS as REAL_PIXELS
 from results import read
@@ -61,6 +62,23 @@ def zero_shot() -> str:
         if model in found
     ]
     return table(["after", *GROUPS], rows)
+
+
+def probes() -> str:
+    """Area under the ROC curve of linear probes, by model and kind of attribute."""
+    rows = read(PROBES)
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    found = {(row["model"], row["kind"]): row["auc"] for row in rows}
+    models = dict.fromkeys(row["model"] for row in rows)
+    return table(["after", *kinds], [[model, *(found[model, kind] for kind in kinds)] for model in models])
+
+
+def decoded() -> str:
+    """Words of captions that are right, decoded through EOS; in brackets those with another picture's."""
+    rows = read(DECODED)
+    found = {(row["model"], row["class"]): f"{row['right']} ({row['with another picture']})" for row in rows}
+    models = dict.fromkeys(row["model"] for row in rows)
+    return table(["after", *CLASSES], [[model, *(found[model, name] for name in CLASSES)] for model in models])
 
 
 def sizes() -> str:
@@ -179,6 +197,8 @@ def draw_deciding(path: Path) -> None:
 TABLES = {
     "bridge nats": bridge_nats,
     "zero shot": zero_shot,
+    "probes": probes,
+    "decoded": decoded,
     "sizes": sizes,
     "tuning": tuning,
     "deciding": deciding,
