@@ -32,7 +32,9 @@ BASELINES = ("full", "contrastive")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
+    """Markdown, or that there is nothing yet."""
+    if not rows:
+        return "*Not run yet.*"
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
