@@ -204,6 +204,7 @@ TABLES = {
     "sizes": sizes,
     "tuning": tuning,
     "deciding": deciding,
+    "real pixels": real_pixels,
     "hours": mmeb_hours,
 }
 
