@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from results import unpack
 
 from cocoa.catalogue import find_dataset
 from cocoa.metrics import group_members
@@ -91,8 +92,6 @@ def stacked(rows: Sequence[Mapping[str, str]], arm: str, seeds: Sequence[int]) -
     Raises:
         KeyError: a seed is missing.
     """
-    from results import unpack
-
     found = {(row["dataset"], int(row["seed"])): row for row in rows if row["arm"] == arm}
     names = dict.fromkeys(name for name, _ in found)
 

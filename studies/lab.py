@@ -132,7 +132,8 @@ class Lab:
             config = DataConfig(str(scenes / "dialogues.parquet"), max_rows_per_subset=6 * start.pairs)
             return load_pairs(config, start.seed).pairs
         config = DataConfig(str(scenes / "MMEB-train"))
-        return limit_rows(load_pairs(config, start.seed).pairs, start.pairs, start.seed)
+        pool = self.kept("pool", lambda: load_pairs(config, start.seed).pairs)  # all of it: no seed decides
+        return limit_rows(pool, start.pairs, start.seed)
 
     def hits(self, backbone: Backbone, split: str) -> dict[str, np.ndarray]:
         """For each data set of a split (queries,) whether the right candidate came first."""

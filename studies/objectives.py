@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from cocoa.attention import bidirectional
 from cocoa.backbone import Backbone
-from cocoa.corruption import mask_patches
 from cocoa.pairs import ContentPair
 from cocoa.reconstruction import PatchDecoder, predict_tokens
 from cocoa.stages.eos_bridge import bridge
+from cocoa.stages.joint_reconstruction import hide_patches
 from cocoa.stages.reconstruction import Prediction, Reconstructor
 
 LATE_LAYERS = 2
@@ -123,15 +123,8 @@ def with_picture(
     What is hidden of the picture can be rebuilt from its other patches and from what EOS carries of the whole one.
     """
     sample = bridge(backbone, row, max_length, text_mask_ratio, generator)
-    images, eos = backbone.processor.image_processor, int(sample["eos_position"])
-    corrupted, hidden = mask_patches(
-        sample["pixel_values"],
-        patch_mask_ratio,
-        generator,
-        images.merge_size,
-        channels=3,
-        temporal=images.temporal_patch_size,
-    )
+    eos = int(sample["eos_position"])
+    corrupted, hidden = hide_patches(backbone, sample["pixel_values"], patch_mask_ratio, generator)
     config, ids, labels = backbone.model.config, sample["input_ids"], sample["labels"]
     picture = torch.tensor(
         [config.vision_start_token_id, *[config.image_token_id] * len(hidden), config.vision_end_token_id]

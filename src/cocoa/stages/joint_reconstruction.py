@@ -98,15 +98,7 @@ def corrupt(
     corrupted_ids, labels = mask_text(
         input_ids, ~torch.isin(input_ids, special), text_mask_ratio, backbone.mask_token_id, generator
     )
-    images = backbone.processor.image_processor
-    corrupted_pixels, hidden = mask_patches(
-        pixel_values,
-        patch_mask_ratio,
-        generator,
-        images.merge_size,
-        channels=3,
-        temporal=images.temporal_patch_size,
-    )
+    corrupted_pixels, hidden = hide_patches(backbone, pixel_values, patch_mask_ratio, generator)
     hidden_units = torch.zeros_like(input_ids, dtype=torch.bool)
     hidden_units[input_ids == backbone.model.config.image_token_id] = hidden
     return {
@@ -117,6 +109,16 @@ def corrupt(
         "hidden_units": hidden_units,
         "target_pixels": pixel_values.reshape(len(hidden), -1)[hidden],
     }
+
+
+def hide_patches(
+    backbone: Backbone, pixel_values: Tensor, ratio: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """`mask_patches` of one image, in the units of the backbone's image processor."""
+    images = backbone.processor.image_processor
+    return mask_patches(
+        pixel_values, ratio, generator, images.merge_size, channels=3, temporal=images.temporal_patch_size
+    )
 
 
 def build_trainer(
