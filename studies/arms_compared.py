@@ -100,3 +100,8 @@ def stacked(rows: Sequence[Mapping[str, str]], arm: str, seeds: Sequence[int]) -
         return unpack(row["hits"], int(row["queries"]))
 
     return {name: np.stack([one(name, seed) for seed in seeds]) for name in names}
+
+
+def seeds_of(rows: Sequence[Mapping[str, str]], arm: str) -> list[int]:
+    """The seeds that an arm has."""
+    return sorted({int(row["seed"]) for row in rows if row["arm"] == arm})

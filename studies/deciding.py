@@ -81,9 +81,11 @@ CONTRASTIVE_FORMS = {
     "coma": {"attention": "causal", "pooling": "compression", "temperature": 0.03},
 }
 ALONE = ("contrastive", "contrastive-causal")
-ARMS = (*PRETRAINING, *ALONE, "more-steps")
 DECIDING = ("published", "full", "strict", "shuffled", "contrastive")
-"""Arms that have all 16 seeds; the others have the first eight."""
+"""Arms that have all 16 seeds."""
+SECONDARY = ("ntp", "moca", "coma", "contrastive-causal", "more-steps")
+"""Arms that have the first eight; `more-steps` has no rate of its own."""
+ARMS = (*DECIDING, *SECONDARY)
 
 
 def phases_of(arm: str, rate: float, contrastive_rate: float, steps: int = STEPS) -> list[Phase]:
@@ -139,7 +141,7 @@ def rates_of(arm: str) -> tuple[float, ...]:
 
 def tune(lab: Lab) -> None:
     """Three rates of every arm: first contrastive learning alone, whose rate the others take for their last stage."""
-    for arms in (("contrastive",), (*PRETRAINING, "contrastive-causal")):
+    for arms in (("contrastive",), DECIDING[:-1], SECONDARY[:-1]):
         last = best_rate("contrastive") if "contrastive" not in arms else 0.0
         tasks: list[tuple[Row, Callable[[], list[Row]]]] = []
         for place in range(len(RATES)):
@@ -164,13 +166,14 @@ def phases_after(arm: str) -> list[Phase]:
 
 
 def run(lab: Lab) -> None:
-    """All seeds of every arm, scored on the test scenes."""
-    phases = {arm: phases_after(arm) for arm in ARMS}
-    tasks: list[tuple[Row, Callable[[], list[Row]]]] = []
-    for seed in SEEDS:
-        for arm in ARMS if seed <= 8 else DECIDING:
-            tasks.append(({"arm": arm, "seed": seed}, lambda s=seed, p=phases[arm]: test(lab, s, p)))
-    work(RESULTS, tasks)
+    """All seeds of every arm, scored on the test scenes; the deciding arms first."""
+    for arms, seeds in ((DECIDING, SEEDS), (SECONDARY, SEEDS[:8])):
+        tasks: list[tuple[Row, Callable[[], list[Row]]]] = []
+        for seed in seeds:
+            for arm in arms:
+                phases = phases_after(arm)
+                tasks.append(({"arm": arm, "seed": seed}, lambda s=seed, p=phases: test(lab, s, p)))
+        work(RESULTS, tasks)
 
 
 def test(lab: Lab, seed: int, phases: Sequence[Phase], backbone: str = BACKBONE) -> list[Row]:

@@ -32,7 +32,7 @@ from cocoa.eval_inputs import Inputs, distinct_inputs
 from cocoa.evaluation import rank_all
 from cocoa.inputs import ImageBudget
 from cocoa.mmeb_eval import EvalDataset, read_eval
-from cocoa.pairs import ContentPair, Pair, Side, limit_rows
+from cocoa.pairs import ContentPair, Pair, Side, content_pairs, limit_rows
 from cocoa.rebuild import swapped
 from cocoa.recipe import STAGES
 from cocoa.scenes.write import write_scenes
@@ -42,8 +42,6 @@ from cocoa.stages.contrastive import ContrastiveArguments
 from cocoa.stages.training import StageArguments
 
 IMAGES = ImageBudget((1, 16))
-AT_ONCE = 128
-"""Inputs embedded at once when scoring."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,7 @@ class Phase:
         stage: a stage of the package, or one of `KINDS`.
         options: of the stage's arguments class.
         shuffled: every text with the image of another row of its data set.
+        either_side: of the bridge, every text of a pair behind every image of it, not only what the table chooses.
         dialogues: rows are conversations on the scenes instead of the run's pairs (CoMa).
         lora: adapters, merged behind the phase; None trains all weights.
         token_weight: of its token loss; the patch loss has its own in `options`.
@@ -64,6 +63,7 @@ class Phase:
     stage: str
     options: dict[str, Any] = field(default_factory=dict)
     shuffled: bool = False
+    either_side: bool = False
     dialogues: bool = False
     lora: Lora | None = None
     token_weight: float = 1.0
@@ -159,7 +159,7 @@ class Lab:
         backbone.model.eval()
         with torch.inference_mode():
             keep_features(backbone, sides)
-            return embed(backbone, [backbone.encode_side(side) for side in sides], AT_ONCE).cpu()
+            return embed(backbone, [backbone.encode_side(side) for side in sides]).cpu()
 
     def _read(self, start: Start, form: Form) -> Backbone:
         backbone = load_backbone(start.backbone, IMAGES, **form._asdict())
@@ -180,7 +180,7 @@ class Lab:
 
     def _reconstruction(self, backbone: Backbone, pairs: Sequence[Pair], start: Start, phase: Phase) -> Reconstruction:
         args = arguments(phase, start.seed)
-        rows: list[ContentPair] = list(stage_rows(pairs, stage_of(args)))
+        rows = every_text(pairs) if phase.either_side else list(stage_rows(pairs, stage_of(args)))
         if phase.stage not in SEE_PIXELS:
             keep_features(backbone, _block_a(rows, args))
         return Reconstruction(
@@ -234,6 +234,13 @@ def arguments(phase: Phase, seed: int) -> StageArguments:
     """The arguments object of a phase."""
     kind = STAGES["eos_bridge" if phase.stage in KINDS else phase.stage]
     return kind(output_dir="unused", seed=seed, use_cpu=True, **{"batch_size": 64} | phase.options)
+
+
+def every_text(pairs: Sequence[Pair]) -> list[ContentPair]:
+    """Rows of the bridge: each text of a pair behind each image of it."""
+    rules = [f"{a} -> {b}_text" for a in ("query", "target") for b in ("query", "target")]
+    found = [content_pairs(pair, "eos_bridge", rule) for pair in pairs for rule in rules]
+    return [row for row in found if isinstance(row, ContentPair)]
 
 
 def _block_a(rows: Sequence[ContentPair], args: StageArguments) -> list[Side]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from objectives import FinalState, LateBridge, picture_model, with_picture
 from torch import Tensor
@@ -26,8 +26,8 @@ from cocoa.stages.reconstruction import Reconstructor
 from cocoa.stages.sampling import GlobalBatchSampler
 from cocoa.stages.training import StageArguments, trainable
 
-GROUPS = 4
-"""Parts of a batch, by length: in one part nearly half of a batch of the bridge is padding."""
+GROUP_TOKENS = 40
+"""What a forward pass costs beside its tokens, in tokens: weighed against padding where a batch is cut in groups."""
 OBJECTIVES: dict[str, Callable[[Backbone], Reconstructor]] = {
     "final": FinalState,
     "late": LateBridge,
@@ -164,12 +164,11 @@ class Reconstruction:
     def backward(self, keys: Sequence[tuple[int, int]], weight: float = 1.0) -> float:
         """Add the gradients of a batch's loss, in groups of like length; the loss."""
         samples = [sample_of(self.backbone, self.rows[row], self.args, self.kind, epoch) for epoch, row in keys]
-        samples.sort(key=lambda each: len(each["input_ids"]))
         counts = {"token": sum(int((each["labels"] != IGNORE_INDEX).sum()) for each in samples)}
         counts["patch"] = sum(int(each["hidden_units"].sum()) for each in samples if "hidden_units" in each)
         total = 0.0
-        for part in np.array_split(np.arange(len(samples)), max(1, min(GROUPS, len(samples) // 8))):
-            batch = collate([samples[i] for i in part], self.backbone.tokenizer.pad_token_id)
+        for group in like_length([len(each["input_ids"]) for each in samples]):
+            batch = collate([samples[i] for i in group], self.backbone.tokenizer.pad_token_id)
             sums = self.model(**{name: value.to(self.backbone.model.device) for name, value in batch.items()})
             loss = sum(share * sums[term][0] / counts[term] for term, share in self.weights.items())
             (weight * loss).backward()
@@ -201,7 +200,7 @@ def train_contrastive(
     def backward(rows: list[int]) -> float:
         chosen = [pairs[row] for row in rows]
         sides = [pair.query for pair in chosen] + [pair.target for pair in chosen]
-        vectors = embed(backbone, [backbone.encode_side(side) for side in sides], size // 2)
+        vectors = embed(backbone, [backbone.encode_side(side) for side in sides])
         labels = torch.tensor([[pair.target.content_id()] for pair in chosen], device=vectors.device)
         loss = loss_of.calculate_loss([[vectors[:size]], [vectors[size:]]], labels)
         loss.backward()
@@ -213,20 +212,36 @@ def train_contrastive(
     return fit(trainable(beside.model if beside else backbone.model), args, global_batches(sampler), backward)
 
 
-def embed(backbone: Backbone, encoded: Sequence[dict[str, Tensor]], at_once: int) -> Tensor:
+def like_length(lengths: Sequence[int], at_most: int = 64) -> list[list[int]]:
+    """Indices of inputs in groups of like length: those of least padding and fewest passes, see `GROUP_TOKENS`."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    least, starts = [0.0], [0]  # of the first n in order: the cost, and where their last group starts
+    for end in range(1, len(order) + 1):
+        longest = lengths[order[end - 1]]
+        cost, start = min(
+            (least[start] + (end - start) * longest + GROUP_TOKENS, start)
+            for start in range(max(0, end - at_most), end)
+        )
+        least.append(cost)
+        starts.append(start)
+    groups, end = [], len(order)
+    while end:
+        groups.append(order[starts[end] : end])
+        end = starts[end]
+    return groups
+
+
+def embed(backbone: Backbone, encoded: Sequence[dict[str, Tensor]]) -> Tensor:
     """Embeddings (N, D) of sides that `Backbone.encode_side` has encoded, computed in groups of like length."""
-    order = sorted(range(len(encoded)), key=lambda i: ("pixel_values" in encoded[i], len(encoded[i]["input_ids"])))
-    groups: list[list[int]] = []
-    for i in order:  # inputs with an image and without are not mixed
-        if (
-            not groups
-            or len(groups[-1]) == at_once
-            or ("pixel_values" in encoded[i]) != ("pixel_values" in encoded[groups[-1][0]])
-        ):
-            groups.append([])
-        groups[-1].append(i)
-    vectors = torch.cat([_embed_group(backbone, [encoded[i] for i in group]) for group in groups])
-    return vectors[torch.tensor(order).argsort()]
+    order: list[int] = []
+    vectors = []
+    for with_image in (False, True):  # the two are not mixed
+        places = [i for i, each in enumerate(encoded) if ("pixel_values" in each) == with_image]
+        for group in like_length([len(encoded[i]["input_ids"]) for i in places]):
+            chosen = [places[i] for i in group]
+            order += chosen
+            vectors.append(_embed_group(backbone, [encoded[i] for i in chosen]))
+    return torch.cat(vectors)[torch.tensor(order).argsort()]
 
 
 def _embed_group(backbone: Backbone, samples: list[dict[str, Tensor]]) -> Tensor:
@@ -234,10 +249,25 @@ def _embed_group(backbone: Backbone, samples: list[dict[str, Tensor]]) -> Tensor
     batch = {name: value.to(backbone.model.device) for name, value in batch.items()}
     mask = batch["attention_mask"]  # (N, T)
     positions = backbone.rope_positions(batch["input_ids"], mask, batch.get("image_grid_thw"))
-    states = backbone.model.model(**batch, position_ids=positions, use_cache=False).last_hidden_state  # (N, T, D)
     if backbone.pooling == "mean":
         weights = mask
     else:  # the last tokens: EOS, or the compression tokens
         weights = mask * (mask.flip(1).cumsum(1).flip(1) <= backbone.ending)
+    with last_layer_at(backbone, weights.bool()):
+        states = backbone.model.model(**batch, position_ids=positions, use_cache=False).last_hidden_state  # (N, T, D)
     pooled = (states * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True)
     return torch.nn.functional.normalize(pooled, dim=-1)
+
+
+@contextmanager
+def last_layer_at(backbone: Backbone, wanted: Tensor) -> Iterator[None]:
+    """Skip the last layer's MLP, most of its work, where nothing is pooled; `wanted` (N, T) says where something is."""
+    mlp = backbone.model.model.language_model.layers[-1].mlp
+    whole = mlp.forward
+    mlp.forward = lambda states: torch.zeros_like(states).index_put(
+        wanted.nonzero(as_tuple=True), whole(states[wanted])
+    )
+    try:
+        yield
+    finally:
+        del mlp.forward

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-import matplotlib.pyplot as plt
-from arms_compared import averages, difference, stacked
-from bridge import MODELS, NATS, PATCHING, ZERO_SHOT
-from deciding import ARMS, RESULTS, SIZES, TUNING
+import beyond
+from arms_compared import averages, difference, seeds_of, stacked
+from bridge import MODELS, NATS, ZERO_SHOT
+from deciding import ARMS, BACKBONE, PAIRS, RESULTS, SIZES, TUNING
+from factors import OTHER_BACKBONE, PAIR_COUNTS
+from factors import RESULTS as FACTORS
 from mmeb_hours import run_hours, stage_hours
 from nats import CLASSES
+from plots import draw_all
 from probes import DECODED, PROBES
 from real_pixels import ARMS as REAL_ARMS
 from real_pixels import RESULTS as REAL_PIXELS
@@ -24,11 +27,12 @@ from results import read
 
 from cocoa.metrics import GROUPS
 
-ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "results.md"
-PLOTS = ROOT / "docs" / "images" / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 BASELINES = ("full", "contrastive")
 """What every arm is compared with."""
+
+
+Rows = Sequence[Mapping[str, str]]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -108,12 +112,7 @@ def tuning() -> str:
     return table(["arm", "learning rate: hit@1 on validation scenes"], rows)
 
 
-def seeds_of(rows: Sequence[dict[str, str]], arm: str) -> list[int]:
-    """The seeds that an arm has."""
-    return sorted({int(row["seed"]) for row in rows if row["arm"] == arm})
-
-
-def compared(rows: Sequence[dict[str, str]], arms: Sequence[str], baselines: Sequence[str]) -> str:
+def compared(rows: Rows, arms: Iterable[str], baselines: Sequence[str]) -> str:
     """Every arm's hit@1, and its difference to the baselines on the seeds that both have."""
     lines = []
     for arm in arms:
@@ -140,12 +139,59 @@ def deciding() -> str:
     return compared(read(RESULTS), ARMS, BASELINES)
 
 
+def explored(rows: Rows, arms: Iterable[str], baseline: str) -> str:
+    """Every arm's hit@1 on validation scenes, and how much more than the baseline's it is, seed by seed."""
+    values: dict[str, dict[str, float]] = defaultdict(dict)
+    for row in rows:
+        values[row["arm"]][row["seed"]] = float(row["All"])
+    lines = []
+    for arm in (arm for arm in arms if arm in values):
+        own = values[arm]
+        more = [own[seed] - values[baseline][seed] for seed in own if seed in values[baseline]]
+        told = f"{mean(more):+.1f} ({min(more):+.1f} to {max(more):+.1f})" if more and arm != baseline else ""
+        lines.append([arm, str(len(own)), f"{mean(own.values()):.1f}", told])
+    return table(["arm", "seeds", "hit@1", f"less `{baseline}` (least to most of a seed)"], lines)
+
+
+def factors() -> str:
+    """One factor at a time, on the first backbone and the usual number of pairs."""
+    rows = [row for row in read(FACTORS) if (row["backbone"], row["pairs"]) == (BACKBONE, str(PAIRS))]
+    return explored(rows, dict.fromkeys(row["arm"] for row in rows), "published")
+
+
+def over_pairs() -> str:
+    """With and without pre-training, over the number of pairs and on the other backbone."""
+    parts = []
+    found = read(FACTORS)
+    for backbone, pairs in [(BACKBONE, PAIRS), *((BACKBONE, n) for n in PAIR_COUNTS), (OTHER_BACKBONE, PAIRS)]:
+        rows = [row for row in found if (row["backbone"], row["pairs"]) == (backbone, str(pairs))]
+        parts.append(
+            f"{backbone}, {pairs} pairs of each data set:\n\n{explored(rows, beyond.BASELINES, 'contrastive')}"
+        )
+    return "\n\n".join(parts)
+
+
+def bridges() -> str:
+    """Bridges of our own, on exploratory seeds."""
+    rows = [*beyond.published_rows(), *read(beyond.EXPLORED)]
+    return explored(rows, dict.fromkeys(row["arm"] for row in rows), "published")
+
+
+def confirmed() -> str:
+    """What was chosen of them, on fresh seeds."""
+    parts = []
+    for backbone in beyond.BACKBONES:
+        rows = [row for row in read(beyond.CONFIRMED) if row["backbone"] == backbone]
+        parts.append(f"{backbone}:\n\n{compared(rows, dict.fromkeys(row['arm'] for row in rows), beyond.BASELINES)}")
+    return "\n\n".join(parts)
+
+
 def real_pixels() -> str:
     """Digits and photographs."""
     parts = []
     for name in ("digits", "photographs"):
         rows = [row for row in read(REAL_PIXELS) if row["dataset"] == name]
-        parts.append(f"{name}:\n\n{compared(rows, tuple(REAL_ARMS), ('full', 'contrastive'))}")
+        parts.append(f"{name}:\n\n{compared(rows, REAL_ARMS, ('full', 'contrastive'))}")
     return "\n\n".join(parts)
 
 
@@ -156,46 +202,6 @@ def mmeb_hours() -> str:
     )
 
 
-def draw_patching(path: Path) -> None:
-    """What B loses where EOS has another picture's keys and values: one layer alone, and all from a layer on."""
-    found: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in read(PATCHING):
-        found[row["model"], row["patched"]][int(row["layer"])].append(float(row["share"]))
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True, layout="constrained")
-    for axis, (kind, title) in zip(
-        axes, {"alone": "this layer alone", "from": "this layer and all above"}.items(), strict=True
-    ):
-        for model in ("published", "strict"):
-            shares = found[model, kind]
-            layers = sorted(shares)
-            axis.plot([layer + 1 for layer in layers], [mean(shares[layer]) for layer in layers], "o-", label=model)
-        axis.axhline(0, color="#bbb", linewidth=0.8)
-        axis.set(title=title, xlabel="layer")
-    axes[0].set_ylabel("nats lost (%)")
-    axes[0].legend(frameon=False)
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
-
-
-def draw_deciding(path: Path) -> None:
-    """Every arm's difference to contrastive learning alone."""
-    rows, found = read(RESULTS), {}
-    for arm in ARMS:
-        common = sorted(set(seeds_of(rows, arm)) & set(seeds_of(rows, "contrastive")))
-        if arm != "contrastive" and common:
-            found[arm] = difference(stacked(rows, arm, common), stacked(rows, "contrastive", common))
-    figure, axis = plt.subplots(figsize=(7, 0.4 * len(found) + 1), layout="constrained")
-    for place, each in enumerate(reversed(found.values())):
-        axis.plot(each.outer, [place, place], color="#3b78b5")
-        axis.plot(each.inner, [place, place], color="#3b78b5", linewidth=4)
-        axis.plot(each.mean, place, "o", color="#e07b00")
-    axis.set_yticks(range(len(found)), [f"{arm} ({each.seeds} seeds)" for arm, each in reversed(found.items())])
-    axis.axvline(0, color="#888", linewidth=0.8)
-    axis.set_xlabel("points of hit@1 over contrastive learning alone (95 % and 90 %)")
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
-
-
 TABLES = {
     "bridge nats": bridge_nats,
     "zero shot": zero_shot,
@@ -204,6 +210,10 @@ TABLES = {
     "sizes": sizes,
     "tuning": tuning,
     "deciding": deciding,
+    "factors": factors,
+    "over pairs": over_pairs,
+    "bridges": bridges,
+    "confirmed": confirmed,
     "real pixels": real_pixels,
     "hours": mmeb_hours,
 }
@@ -219,13 +229,8 @@ def written(page: str) -> str:
 
 def main() -> None:
     """Write the page and the plots."""
-    PLOTS.mkdir(parents=True, exist_ok=True)
-    plt.rcParams["svg.hashsalt"] = "cocoa"
     PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    if read(PATCHING):
-        draw_patching(PLOTS / "patching.svg")
-    if read(RESULTS):
-        draw_deciding(PLOTS / "deciding.svg")
+    draw_all()
 
 
 if __name__ == "__main__":

@@ -15,15 +15,17 @@ import results
 import torch
 from arms_compared import Difference, difference, stacked
 from bridge import patched
-from lab import Lab, Phase, Start, arguments
-from loops import all_shown
+from lab import Lab, Phase, Start, arguments, every_text
+from loops import GROUP_TOKENS, all_shown, like_length
 from nats import batch_of, held_out_rows, nats, token_losses, with_other_images
 from objectives import FinalState, LateBridge, with_picture
 
 from cocoa.backbone import load_backbone
+from cocoa.checkpoint import as_sentence_transformer
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.evaluation import evaluate
 from cocoa.inputs import ImageBudget
+from cocoa.pairs import Pair, Side
 from cocoa.pipeline import train
 from cocoa.recipe import load_recipe
 from cocoa.scenes.world import COLOURS, Scene, Thing
@@ -119,6 +121,48 @@ def test_hits_are_those_of_the_evaluator(lab):
     theirs = evaluate("mini-qwen2-vl", lab.folder / "scenes/MMEB-eval", lab.folder / "scores", split="validation")
     ours = lab.hits(backbone, "validation")
     assert {name: 100 * own.mean() for name, own in ours.items()} == pytest.approx(theirs["datasets"])
+
+
+@pytest.mark.parametrize(
+    ("pooling", "attention"), [("lasttoken", "bidirectional"), ("mean", "bidirectional"), ("compression", "causal")]
+)
+def test_embeddings_are_the_library_s(lab, pooling, attention):
+    """In groups of like length, the last layer computed in part."""
+    backbone = load_backbone(
+        "mini-qwen2-vl", ImageBudget((1, 16)), attention=attention, pooling=pooling, compression_tokens=8
+    )
+    sides = lab.evaluation("validation")[1].sides[::7]
+    theirs = as_sentence_transformer(backbone).encode(
+        [backbone.messages(side) for side in sides], convert_to_tensor=True
+    )
+    assert torch.allclose(lab.embed_sides(backbone, sides, pooling), theirs, atol=1e-5)
+
+
+def test_groups_of_like_length_are_the_cheapest():
+    lengths = [3, 90, 4, 200, 95, 3, 100]
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+
+    def cost(groups):
+        return sum(max(lengths[i] for i in group) * len(group) + GROUP_TOKENS for group in groups)
+
+    def partitions(items):
+        yield [items]
+        for cut in range(1, len(items)):
+            yield from ([items[:cut], *rest] for rest in partitions(items[cut:]))
+
+    groups = like_length(lengths)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    assert cost(groups) == min(cost(each) for each in partitions(order))
+    assert max(map(len, like_length(lengths, at_most=2))) == 2
+
+
+def test_b_is_from_either_side():
+    pair = Pair(Side("Ask.", "what colour?", image="a.png"), Side("Show.", "red", image="b.png"), dataset="d", row=3)
+    found = {(row.side.image, row.side.text, row.text) for row in every_text([pair])}
+    ask, show = ("a.png", "what colour?"), ("b.png", "red")
+    assert found == {("a.png", "", "what colour?"), (*ask, "red"), (*show, "what colour?"), ("b.png", "", "red")}
+    words = replace(pair, target=Side(text="red"))
+    assert len(every_text([words])) == 2
 
 
 def test_the_next_token_sees_all_of_b(backbone, rows):
@@ -322,9 +366,8 @@ def test_decoding_goes_word_by_word(backbone, rows):
 def test_every_study_s_phases_are_arguments(monkeypatch):
     """What is not run yet would at least be built: every option is one of the stage's."""
     monkeypatch.setattr(deciding, "best_rate", lambda arm: 1e-3)
-    monkeypatch.setattr(factors, "best_rate", lambda arm: 1e-3)
     arms = [deciding.phases_after(arm) for arm in deciding.ARMS]
-    arms += [*factors.variants().values(), *beyond.arms().values()]
+    arms += [*factors.variants().values(), *beyond.arms(800).values()]
     for phases in arms:
         for phase in phases:
             arguments(phase, 1)
@@ -340,6 +383,27 @@ def test_a_loss_beside_the_contrastive_one_has_gradients(lab):
     one, other = (weights(lab.train(start, [each])) for each in (phase, replace(phase, beside=None)))
     changed = [name for name in one if not torch.equal(one[name], other[name])]
     assert len(changed) > 50
+
+
+def test_the_best_bridge_is_confirmed_if_it_is_a_point_better(tmp_path, monkeypatch):
+    monkeypatch.setattr(deciding, "best_rate", lambda arm: 1e-3)
+    monkeypatch.setattr(results, "RUNS", tmp_path)
+    monkeypatch.setattr(beyond, "FACTORS", tmp_path / "factors.csv")
+    monkeypatch.setattr(beyond, "EXPLORED", tmp_path / "beyond.csv")
+    same = {"backbone": beyond.BACKBONE, "pairs": beyond.PAIRS}
+    published = [same | {"arm": "published", "seed": seed, "All": 60.0} for seed in beyond.SEEDS]
+    results.append(beyond.FACTORS, [*published, published[0] | {"pairs": 4000, "All": 90.0}])
+    with pytest.raises(SystemExit, match="has not been run on all seeds"):
+        beyond.chosen()
+    for best, chosen in ((60.9, []), (61.0, ["late bridge"])):
+        beyond.EXPLORED.unlink(missing_ok=True)
+        rows = [
+            {"arm": arm, "seed": seed, "All": best if arm == "late bridge" else 60.5}
+            for arm in beyond.arms(8)
+            for seed in beyond.SEEDS
+        ]
+        results.append(beyond.EXPLORED, rows)
+        assert beyond.chosen() == chosen
 
 
 def test_the_page_has_the_tables_of_the_files():
