@@ -46,6 +46,7 @@ def arms(steps: int) -> dict[str, list[Phase]]:
         "final state": [joint, stage_2("final"), last],
         "late bridge": [joint, stage_2("late"), last],
         "picture through EOS": [joint, stage_2("picture"), last],
+        "B word by word": [joint, stage_2("word by word"), last],
         "B from either side": [joint, replace(bridge, either_side=True), last],
     }
     found["published, bridge loss kept"] = [joint, bridge, beside(last, bridge)]

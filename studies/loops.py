@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from objectives import FinalState, LateBridge, picture_model, with_picture
+from objectives import FinalState, LateBridge, WordByWord, picture_model, with_picture
 from torch import Tensor
 from transformers import get_scheduler, set_seed
 
@@ -32,6 +32,7 @@ OBJECTIVES: dict[str, Callable[[Backbone], Reconstructor]] = {
     "final": FinalState,
     "late": LateBridge,
     "picture": picture_model,
+    "word by word": WordByWord,
 }
 """Bridges of our own, see `objectives`; the arguments are the bridge's."""
 KINDS = ("next_token", *OBJECTIVES)
@@ -120,7 +121,7 @@ def sample_of(backbone: Backbone, row: ContentPair, args: StageArguments, kind: 
     if isinstance(args, compression.CompressionArguments):
         return compression.converse(backbone, row, length, args.prompt)
     assert isinstance(args, EosBridgeArguments)
-    if kind == "next_token":
+    if kind in ("next_token", "word by word"):
         return all_shown(eos_bridge.bridge(backbone, row, length, 1.0, generator))
     if kind == "picture":
         return with_picture(backbone, row, length, args.text_mask_ratio, 0.5, generator)

@@ -110,6 +110,23 @@ class LateBridge(Reconstructor):
             hook.remove()
 
 
+class WordByWord(Reconstructor):
+    """The strict bridge, but B is shown and predicted from left to right: every word of it asks something of EOS."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(backbone, layout="strict")
+
+    def attention(
+        self, attention_mask: Tensor, eos_position: Tensor | None, compression_start: Tensor | None
+    ) -> Tensor:
+        """(B, 1, T, T)."""
+        assert eos_position is not None
+        place = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+        in_b = place > eos_position[:, None]  # (B, T)
+        later = in_b[:, :, None] & (place[None, :] > place[:, None])
+        return super().attention(attention_mask, eos_position, compression_start) & ~later[:, None]
+
+
 def with_picture(
     backbone: Backbone,
     row: ContentPair,

@@ -18,7 +18,7 @@ from bridge import patched
 from lab import Lab, Phase, Start, arguments, every_text
 from loops import GROUP_TOKENS, all_shown, like_length
 from nats import batch_of, held_out_rows, nats, token_losses, with_other_images
-from objectives import FinalState, LateBridge, with_picture
+from objectives import FinalState, LateBridge, WordByWord, with_picture
 
 from cocoa.backbone import load_backbone
 from cocoa.checkpoint import as_sentence_transformer
@@ -215,6 +215,14 @@ def test_a_late_bridge_is_cut_below(backbone, rows):
     whole = losses(model, batch)[0]
     model.release()
     assert torch.equal(whole, losses(Reconstructor(backbone, layout="strict").eval(), batch)[0])
+
+
+def test_word_by_word_hides_what_comes_later(backbone, rows):
+    """A is read whole by EOS and never by B; a word of B sees EOS, and B up to itself."""
+    mask, eos = torch.tensor([[1, 1, 1, 1, 1, 0]]), torch.tensor([2])
+    seen = WordByWord(backbone).attention(mask, eos, None)[0, 0, :5]
+    expected = ["111000", "111000", "111000", "001100", "001110"]
+    assert ["".join(str(int(each)) for each in row) for row in seen] == expected
 
 
 def test_a_picture_stands_behind_eos_and_is_hidden_in_part(backbone, rows):
