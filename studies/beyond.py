@@ -88,25 +88,25 @@ def main() -> None:
     step = parser.parse_args().step
     lab = open_lab()
     if step == "explore":
-        for seed in SEEDS:
-            tasks = [
-                ({"arm": name, "seed": seed}, lambda p=phases, s=seed: [scores(lab, PAIRS, s, p, keep=len(p) - 1)])
-                for name, phases in arms(STEPS).items()
-            ]
-            work(EXPLORED, tasks)
+        tasks = [
+            ({"arm": name, "seed": seed}, lambda p=phases, s=seed: [scores(lab, PAIRS, s, p, keep=len(p) - 1)])
+            for seed in SEEDS
+            for name, phases in arms(STEPS).items()
+        ]
+        work(EXPLORED, tasks)
         return
     found = {name: phases_after(name) for name in BASELINES}
     found |= {name: arms(CONTRASTIVE_STEPS)[name] for name in chosen()}
-    for seed in FRESH:
-        tasks = [
-            (
-                {"backbone": backbone, "arm": name, "seed": seed},
-                lambda p=phases, s=seed, b=backbone: test(lab, s, p, b),
-            )
-            for backbone in BACKBONES
-            for name, phases in found.items()
-        ]
-        work(CONFIRMED, tasks)
+    tasks = [
+        (
+            {"backbone": backbone, "arm": name, "seed": seed},
+            lambda p=phases, s=seed, b=backbone: test(lab, s, p, b),
+        )
+        for seed in FRESH
+        for backbone in BACKBONES
+        for name, phases in found.items()
+    ]
+    work(CONFIRMED, tasks)
 
 
 if __name__ == "__main__":

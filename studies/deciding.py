@@ -141,20 +141,24 @@ def rates_of(arm: str) -> tuple[float, ...]:
 
 def tune(lab: Lab) -> None:
     """Three rates of every arm: first contrastive learning alone, whose rate the others take for their last stage."""
-    for arms in (("contrastive",), DECIDING[:-1], SECONDARY[:-1]):
-        last = best_rate("contrastive") if "contrastive" not in arms else 0.0
-        tasks: list[tuple[Row, Callable[[], list[Row]]]] = []
+
+    def tasks(arms: Sequence[str], last: float) -> list[tuple[Row, Callable[[], list[Row]]]]:
+        found: list[tuple[Row, Callable[[], list[Row]]]] = []
         for place in range(len(RATES)):
             for arm in arms:
                 rate = rates_of(arm)[place]
                 phases = phases_of(arm, rate, last)
-                tasks.append(
+                found.append(
                     (
                         {"arm": arm, "rate": rate, "seed": TUNING_SEED},
                         lambda p=phases: [scores(lab, PAIRS, TUNING_SEED, p, keep=len(p) - 1)],
                     )
                 )
-        work(TUNING, tasks)
+        return found
+
+    work(TUNING, tasks(["contrastive"], 0.0))
+    last = best_rate("contrastive")
+    work(TUNING, [*tasks(DECIDING[:-1], last), *tasks(SECONDARY[:-1], last)])
 
 
 def phases_after(arm: str) -> list[Phase]:
@@ -167,13 +171,13 @@ def phases_after(arm: str) -> list[Phase]:
 
 def run(lab: Lab) -> None:
     """All seeds of every arm, scored on the test scenes; the deciding arms first."""
-    for arms, seeds in ((DECIDING, SEEDS), (SECONDARY, SEEDS[:8])):
-        tasks: list[tuple[Row, Callable[[], list[Row]]]] = []
-        for seed in seeds:
-            for arm in arms:
-                phases = phases_after(arm)
-                tasks.append(({"arm": arm, "seed": seed}, lambda s=seed, p=phases: test(lab, s, p)))
-        work(RESULTS, tasks)
+    tasks = [
+        ({"arm": arm, "seed": seed}, lambda a=arm, s=seed: test(lab, s, phases_after(a)))
+        for arms, seeds in ((DECIDING, SEEDS), (SECONDARY, SEEDS[:8]))
+        for seed in seeds
+        for arm in arms
+    ]
+    work(RESULTS, tasks)
 
 
 def test(lab: Lab, seed: int, phases: Sequence[Phase], backbone: str = BACKBONE) -> list[Row]:

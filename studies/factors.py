@@ -71,17 +71,15 @@ def main() -> None:
     both = ("published", "contrastive")
     runs += [(BACKBONE, pairs, name) for pairs in PAIR_COUNTS for name in both]
     runs += [(OTHER_BACKBONE, PAIRS, name) for name in both]
-    for seed in SEEDS:
-        work(
-            RESULTS,
-            [
-                (
-                    {"backbone": backbone, "pairs": pairs, "arm": name, "seed": seed},
-                    lambda b=backbone, n=pairs, p=found[name], s=seed: [scores(lab, n, s, p, len(p) - 1, b)],
-                )
-                for backbone, pairs, name in runs
-            ],
+    tasks = [
+        (
+            {"backbone": backbone, "pairs": pairs, "arm": name, "seed": seed},
+            lambda b=backbone, n=pairs, p=found[name], s=seed: [scores(lab, n, s, p, len(p) - 1, b)],
         )
+        for seed in SEEDS
+        for backbone, pairs, name in runs
+    ]
+    work(RESULTS, tasks)
 
 
 if __name__ == "__main__":

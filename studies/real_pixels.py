@@ -132,8 +132,7 @@ def main() -> None:
         hits = {"digits": run(digits(seed), arm, seed), "photographs": np.concatenate(folds)}
         return [row | {"seconds": f"{time.perf_counter() - started:.0f}"} for row in hit_rows(hits)]
 
-    for seed in SEEDS:
-        work(RESULTS, [({"arm": arm, "seed": seed}, lambda a=arm, s=seed: rows(a, s)) for arm in ARMS])
+    work(RESULTS, [({"arm": arm, "seed": seed}, lambda a=arm, s=seed: rows(a, s)) for seed in SEEDS for arm in ARMS])
 
 
 if __name__ == "__main__":
