@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from results import unpack
+from scipy.stats import norm, t
 
 from cocoa.catalogue import find_dataset
 from cocoa.metrics import group_members
@@ -16,7 +17,7 @@ SMALLEST = 1.0
 """Points of hit@1: the smallest difference that would matter."""
 
 Hits = Mapping[str, np.ndarray]
-"""By data set, (seeds, queries) booleans: whether the right candidate came first."""
+"""By data set, (seeds, queries): whether the right candidate came first, or the share of a few queries whose did."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,24 @@ class Difference:
 def difference(one: Hits, other: Hits, group: str = "All", resamples: int = RESAMPLES) -> Difference:
     """Compare two arms that ran on the same seeds and queries.
 
-    Seeds and, within each data set, queries are drawn with replacement, the same ones for both arms.
+    Seeds and, within each data set, queries are drawn with replacement, the same ones for both arms. Seeds are few: one
+    less than there are is drawn, which keeps their variance unbiased, and the intervals are widened as Student's t is.
 
     Args:
         one: hits of the first arm.
         other: of the second, seeds in the same order.
         group: what is averaged over, see `members`.
         resamples: how many samples.
+
+    Raises:
+        ValueError: a single seed.
     """
     rng = np.random.default_rng(0)
     names = members(one, group)
     seeds = len(next(iter(one.values())))
-    drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds  # (R, S)
+    if seeds < 2:
+        raise ValueError("an interval over seeds takes two of them")
+    drawn = rng.multinomial(seeds - 1, np.full(seeds, 1 / seeds), resamples) / (seeds - 1)  # (R, S)
     total, mean = np.zeros(resamples), 0.0
     for name in names:
         change = one[name].astype(float) - other[name]  # (S, Q)
@@ -69,9 +76,14 @@ def difference(one: Hits, other: Hits, group: str = "All", resamples: int = RESA
         weights = rng.multinomial(queries, np.full(queries, 1 / queries), resamples) / queries  # (R, Q)
         total += ((drawn @ change) * weights).sum(1)
         mean += change.mean()
-    points = 100 * total / len(names)
-    low, inner_low, inner_high, high = np.quantile(points, [0.025, 0.05, 0.95, 0.975]).tolist()
-    return Difference(100 * mean / len(names), (inner_low, inner_high), (low, high), seeds)
+    points, center = 100 * total / len(names), 100 * mean / len(names)
+
+    def interval(level: float) -> tuple[float, float]:
+        tails = np.array([(1 - level) / 2, (1 + level) / 2])
+        low, high = center + (np.quantile(points, tails) - center) * t.ppf(tails[1], seeds - 1) / norm.ppf(tails[1])
+        return float(low), float(high)
+
+    return Difference(center, interval(0.90), interval(0.95), seeds)
 
 
 def members(names: Iterable[str], group: str) -> list[str]:
@@ -86,8 +98,16 @@ def averages(hits: Hits, group: str = "All") -> np.ndarray:
     return 100 * np.mean([hits[name].mean(1) for name in members(hits, group)], axis=0)
 
 
-def stacked(rows: Sequence[Mapping[str, str]], arm: str, seeds: Sequence[int]) -> dict[str, np.ndarray]:
-    """The hits of an arm from the rows of a results file, seeds in the given order.
+def stacked(
+    rows: Sequence[Mapping[str, str]], arm: str, seeds: Sequence[int], together: int = 1
+) -> dict[str, np.ndarray]:
+    """The hits of an arm, (seeds, queries), from the rows of a results file, seeds in the given order.
+
+    Args:
+        rows: of the file.
+        arm: which.
+        seeds: which.
+        together: so many queries in a row are of one thing, and count as one: the mean of their hits.
 
     Raises:
         KeyError: a seed is missing.
@@ -97,7 +117,7 @@ def stacked(rows: Sequence[Mapping[str, str]], arm: str, seeds: Sequence[int]) -
 
     def one(name: str, seed: int) -> np.ndarray:
         row = found[name, seed]
-        return unpack(row["hits"], int(row["queries"]))
+        return unpack(row["hits"], int(row["queries"])).reshape(-1, together).mean(1)
 
     return {name: np.stack([one(name, seed) for seed in seeds]) for name in names}
 

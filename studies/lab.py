@@ -12,18 +12,19 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from loops import KINDS, SEE_PIXELS, Reconstruction, embed, stage_of, train_contrastive
+from loops import KINDS, Reconstruction, embed, stage_of, train_contrastive
 from results import RUNS, start_log
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tower import freeze_tower, keep_features
+from transformers import set_seed
 
 from cocoa.adapters import Lora, add_adapters, merge_adapters
 from cocoa.backbone import Backbone, Form, load_backbone
@@ -33,11 +34,9 @@ from cocoa.evaluation import rank_all
 from cocoa.inputs import ImageBudget
 from cocoa.mmeb_eval import EvalDataset, read_eval
 from cocoa.pairs import ContentPair, Pair, Side, content_pairs, limit_rows
-from cocoa.rebuild import swapped
 from cocoa.recipe import STAGES
 from cocoa.scenes.write import write_scenes
 from cocoa.sources import DataConfig, load_pairs
-from cocoa.stages.compression import CompressionArguments, to_compress
 from cocoa.stages.contrastive import ContrastiveArguments
 from cocoa.stages.training import StageArguments
 
@@ -51,7 +50,7 @@ class Phase:
     Attributes:
         stage: a stage of the package, or one of `KINDS`.
         options: of the stage's arguments class.
-        shuffled: every text with the image of another row of its data set.
+        shuffled: every text with the image of another row of its data set, another one in each epoch.
         either_side: of the bridge, every text of a pair behind every image of it, not only what the table chooses.
         dialogues: rows are conversations on the scenes instead of the run's pairs (CoMa).
         lora: adapters, merged behind the phase; None trains all weights.
@@ -97,7 +96,7 @@ class Lab:
         self.frozen_tower = frozen_tower
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.things: dict[str, Any] = {}
-        self.encoded: dict[tuple[str, int], dict[Any, dict[str, Tensor]]] = {}  # by split and compression tokens
+        self.encoded: dict[tuple[str, str, int], dict[Any, dict[str, Tensor]]] = {}  # see embed_sides
         torch.set_flush_denormal(True)
         if self.device.type == "cpu":
             torch.set_num_threads(1)  # one run a core
@@ -154,8 +153,8 @@ class Lab:
         return self.kept(split, lambda: distinct_inputs(read_eval(folder, split=split)))
 
     def embed_sides(self, backbone: Backbone, sides: Sequence[Side], kept_as: str) -> Tensor:
-        """Embeddings (sides, D) on the CPU; what the sides are encoded as is kept under a name."""
-        backbone.encoded = self.encoded.setdefault((kept_as, backbone.compression_tokens), {})
+        """Embeddings (sides, D) on the CPU; what a backbone's tower makes of the sides is kept under a name."""
+        backbone.encoded = self.encoded.setdefault((backbone.name, kept_as, backbone.compression_tokens), {})
         backbone.model.eval()
         with torch.inference_mode():
             keep_features(backbone, sides)
@@ -181,16 +180,10 @@ class Lab:
     def _reconstruction(self, backbone: Backbone, pairs: Sequence[Pair], start: Start, phase: Phase) -> Reconstruction:
         args = arguments(phase, start.seed)
         rows = every_text(pairs) if phase.either_side else list(stage_rows(pairs, stage_of(args)))
-        if phase.stage not in SEE_PIXELS:
-            keep_features(backbone, _block_a(rows, args))
-        return Reconstruction(
-            backbone, swapped(rows) if phase.shuffled else rows, args, phase.stage, phase.token_weight
-        )
+        return Reconstruction(backbone, rows, args, phase.stage, phase.token_weight, phase.shuffled)
 
     def _state(self, start: Start, phases: Sequence[Phase]) -> Path:
-        what = json.dumps(
-            [self.frozen_tower, vars(start), [vars(phase) for phase in phases]], default=vars, sort_keys=True
-        )
+        what = json.dumps([self.frozen_tower, asdict(start), [asdict(phase) for phase in phases]], sort_keys=True)
         return self.folder / "states" / f"{hashlib.blake2b(what.encode(), digest_size=12).hexdigest()}.safetensors"
 
     @staticmethod
@@ -206,6 +199,7 @@ class Lab:
         backbone.encoded = {}
         adapters = None
         if phase.lora is not None:
+            set_seed(start.seed)
             adapters = add_adapters(
                 backbone.model, phase.lora, [] if isinstance(args, ContrastiveArguments) else [backbone.mask_token_id]
             )
@@ -241,13 +235,6 @@ def every_text(pairs: Sequence[Pair]) -> list[ContentPair]:
     rules = [f"{a} -> {b}_text" for a in ("query", "target") for b in ("query", "target")]
     found = [content_pairs(pair, "eos_bridge", rule) for pair in pairs for rule in rules]
     return [row for row in found if isinstance(row, ContentPair)]
-
-
-def _block_a(rows: Sequence[ContentPair], args: StageArguments) -> list[Side]:
-    """What stands in front of EOS, or of the compression tokens."""
-    if isinstance(args, CompressionArguments):
-        return [to_compress(row.side, args.prompt) for row in rows]
-    return [row.side for row in rows]
 
 
 def _form(phases: Sequence[Phase]) -> Form:

@@ -7,15 +7,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from nats import with_other_images
 from objectives import FinalState, LateBridge, WordByWord, picture_model, with_picture
 from torch import Tensor
+from tower import keep_features
 from transformers import get_scheduler, set_seed
 
 from cocoa.attention import causal
 from cocoa.backbone import Backbone
 from cocoa.checkpoint import as_sentence_transformer
 from cocoa.corruption import IGNORE_INDEX, row_generator
-from cocoa.pairs import ContentPair, Pair
+from cocoa.pairs import ContentPair, Pair, Side
 from cocoa.recipe import STAGES
 from cocoa.reconstruction import PatchDecoder
 from cocoa.stages import compression, eos_bridge, joint_reconstruction
@@ -142,6 +144,7 @@ class Reconstruction:
         args: of the stage.
         kind: the stage, or one of `KINDS`.
         token_weight: of the token loss.
+        shuffled: each row with the image of another one, of yet another one in each epoch.
     """
 
     def __init__(
@@ -151,8 +154,10 @@ class Reconstruction:
         args: StageArguments,
         kind: str,
         token_weight: float = 1.0,
+        shuffled: bool = False,
     ) -> None:
-        self.backbone, self.rows, self.args, self.kind = backbone, rows, args, kind
+        self.backbone, self.rows, self.args, self.kind, self.shuffled = backbone, rows, args, kind, shuffled
+        self._epoch, self._now = -1, rows
         self.model = model_of(backbone, args, kind)
         self.weights = {"token": token_weight}
         if self.model.patch_decoder is not None:
@@ -162,9 +167,20 @@ class Reconstruction:
         )
         self.batches = global_batches(sampler)
 
+    def rows_of(self, epoch: int) -> Sequence[ContentPair]:
+        """The rows of an epoch, the features of their images kept."""
+        if self._epoch < 0 or (self.shuffled and epoch != self._epoch):
+            self._now = with_other_images(self.rows, epoch) if self.shuffled else self.rows
+            if self.kind not in SEE_PIXELS:
+                keep_features(self.backbone, block_a(self._now, self.args))
+        self._epoch = epoch
+        return self._now
+
     def backward(self, keys: Sequence[tuple[int, int]], weight: float = 1.0) -> float:
         """Add the gradients of a batch's loss, in groups of like length; the loss."""
-        samples = [sample_of(self.backbone, self.rows[row], self.args, self.kind, epoch) for epoch, row in keys]
+        samples = [
+            sample_of(self.backbone, self.rows_of(epoch)[row], self.args, self.kind, epoch) for epoch, row in keys
+        ]
         counts = {"token": sum(int((each["labels"] != IGNORE_INDEX).sum()) for each in samples)}
         counts["patch"] = sum(int(each["hidden_units"].sum()) for each in samples if "hidden_units" in each)
         total = 0.0
@@ -182,6 +198,13 @@ class Reconstruction:
         if isinstance(self.model, LateBridge):
             self.model.release()
         return losses
+
+
+def block_a(rows: Sequence[ContentPair], args: StageArguments) -> list[Side]:
+    """What stands in front of EOS, or of the compression tokens."""
+    if isinstance(args, compression.CompressionArguments):
+        return [compression.to_compress(row.side, args.prompt) for row in rows]
+    return [row.side for row in rows]
 
 
 def all_shown(sample: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -60,15 +60,21 @@ def held_out_rows(datasets: Sequence[EvalDataset]) -> list[ContentPair]:
     return list(stage_rows(pairs, "eos_bridge"))
 
 
-def with_other_images(rows: Sequence[ContentPair]) -> list[ContentPair]:
-    """The same rows in the same order, each with the image of another row of its data set; its words stay."""
+def with_other_images(rows: Sequence[ContentPair], shift: int = 0) -> list[ContentPair]:
+    """The same rows in the same order, each with the image of another row of its data set; its words stay.
+
+    Args:
+        rows: of data sets with at least two images each.
+        shift: each number gives other images, up to the size of a data set.
+    """
     by_dataset: dict[str, list[ContentPair]] = defaultdict(list)
     for row in rows:
         by_dataset[row.dataset].append(row)
     others = {}
     for members in by_dataset.values():
         for place, row in enumerate(members):
-            following = (members[(place + step) % len(members)] for step in range(1, len(members)))
+            steps = (1 + (shift + step) % (len(members) - 1) for step in range(len(members) - 1))
+            following = (members[(place + step) % len(members)] for step in steps)
             image = next(other.side.image for other in following if other.side.image != row.side.image)
             others[row.row_id] = replace(row, side=replace(row.side, image=image))
     return [others[row.row_id] for row in rows]

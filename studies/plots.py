@@ -6,7 +6,6 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 
-import beyond
 import matplotlib.pyplot as plt
 from arms_compared import difference, seeds_of, stacked
 from bridge import PATCHING
@@ -44,7 +43,7 @@ def draw_deciding(path: Path) -> None:
     rows, found = read(RESULTS), {}
     for arm in ARMS:
         common = sorted(set(seeds_of(rows, arm)) & set(seeds_of(rows, "contrastive")))
-        if arm != "contrastive" and common:
+        if arm != "contrastive" and len(common) > 1:
             found[arm] = difference(stacked(rows, arm, common), stacked(rows, "contrastive", common))
     figure, axis = plt.subplots(figsize=(7, 0.4 * len(found) + 1), layout="constrained")
     for place, each in enumerate(reversed(found.values())):
@@ -61,7 +60,7 @@ def draw_over_pairs(path: Path) -> None:
     """hit@1 over the number of pairs, with and without pre-training: every seed, and their mean."""
     found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in read(FACTORS):
-        if row["backbone"] == BACKBONE and row["arm"] in beyond.BASELINES:
+        if row["backbone"] == BACKBONE and row["arm"] in COLOURS:
             found[row["arm"]][int(row["pairs"])].append(float(row["All"]))
     figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
     for arm, values in found.items():

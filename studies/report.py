@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import beyond
-from arms_compared import averages, difference, seeds_of, stacked
+from arms_compared import Difference, averages, difference, seeds_of, stacked
 from bridge import MODELS, NATS, ZERO_SHOT
 from deciding import ARMS, BACKBONE, PAIRS, RESULTS, SIZES, TUNING
 from factors import OTHER_BACKBONE, PAIR_COUNTS
@@ -22,14 +22,15 @@ from nats import CLASSES
 from plots import draw_all
 from probes import DECODED, PROBES
 from real_pixels import ARMS as REAL_ARMS
+from real_pixels import PIECES
 from real_pixels import RESULTS as REAL_PIXELS
 from results import read
 
 from cocoa.metrics import GROUPS
 
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
-BASELINES = ("full", "contrastive")
-"""What every arm is compared with."""
+BASELINES = ("full", "published", "contrastive")
+"""What every arm of the deciding experiment is compared with."""
 
 
 Rows = Sequence[Mapping[str, str]]
@@ -112,8 +113,8 @@ def tuning() -> str:
     return table(["arm", "learning rate: hit@1 on validation scenes"], rows)
 
 
-def compared(rows: Rows, arms: Iterable[str], baselines: Sequence[str]) -> str:
-    """Every arm's hit@1, and its difference to the baselines on the seeds that both have."""
+def compared(rows: Rows, arms: Iterable[str], baselines: Sequence[str], together: int = 1) -> str:
+    """Every arm's hit@1, and its difference to the baselines on the seeds that both have; see `stacked`."""
     lines = []
     for arm in arms:
         if not (seeds := seeds_of(rows, arm)):
@@ -124,14 +125,29 @@ def compared(rows: Rows, arms: Iterable[str], baselines: Sequence[str]) -> str:
         cells = [arm, str(len(seeds)), f"{mean(values):.1f}{spread}", f"{seconds:.0f}"]
         for baseline in baselines:
             common = sorted(set(seeds) & set(seeds_of(rows, baseline)))
-            if arm == baseline or not common:
+            if arm == baseline or len(common) < 2:
                 cells.append("")
                 continue
-            found = difference(stacked(rows, arm, common), stacked(rows, baseline, common))
-            cells.append(f"{found.mean:+.1f} [{found.outer[0]:+.1f}, {found.outer[1]:+.1f}], {found.verdict}")
+            cells.append(told(difference(*(stacked(rows, each, common, together) for each in (arm, baseline)))))
         lines.append(cells)
     against = [f"less `{baseline}` [95 %]" for baseline in baselines]
     return table(["arm", "seeds", "hit@1 (mean ± sd over seeds)", "seconds", *against], lines)
+
+
+def told(found: Difference) -> str:
+    """A difference, its interval and the verdict."""
+    return f"{found.mean:+.1f} [{found.outer[0]:+.1f}, {found.outer[1]:+.1f}], {found.verdict}"
+
+
+def by_meta_task() -> str:
+    """The deciding arms' differences by groups of data sets."""
+    rows, lines = read(RESULTS), []
+    for one, other in (("published", "full"), ("published", "shuffled"), ("published", "contrastive")):
+        common = sorted(set(seeds_of(rows, one)) & set(seeds_of(rows, other)))
+        if len(common) > 1:
+            hits = stacked(rows, one, common), stacked(rows, other, common)
+            lines.append([f"`{one}` less `{other}`", *(told(difference(*hits, group)) for group in GROUPS)])
+    return table(["", *GROUPS], lines)
 
 
 def deciding() -> str:
@@ -165,9 +181,8 @@ def over_pairs() -> str:
     found = read(FACTORS)
     for backbone, pairs in [(BACKBONE, PAIRS), *((BACKBONE, n) for n in PAIR_COUNTS), (OTHER_BACKBONE, PAIRS)]:
         rows = [row for row in found if (row["backbone"], row["pairs"]) == (backbone, str(pairs))]
-        parts.append(
-            f"{backbone}, {pairs} pairs of each data set:\n\n{explored(rows, beyond.BASELINES, 'contrastive')}"
-        )
+        found_here = explored(rows, ("published", "contrastive"), "contrastive")
+        parts.append(f"{backbone}, {pairs} pairs of each data set:\n\n{found_here}")
     return "\n\n".join(parts)
 
 
@@ -191,7 +206,8 @@ def real_pixels() -> str:
     parts = []
     for name in ("digits", "photographs"):
         rows = [row for row in read(REAL_PIXELS) if row["dataset"] == name]
-        parts.append(f"{name}:\n\n{compared(rows, REAL_ARMS, ('full', 'contrastive'))}")
+        baselines = ("full", "contrastive")
+        parts.append(f"{name}:\n\n{compared(rows, REAL_ARMS, baselines, PIECES if name == 'photographs' else 1)}")
     return "\n\n".join(parts)
 
 
@@ -210,6 +226,7 @@ TABLES = {
     "sizes": sizes,
     "tuning": tuning,
     "deciding": deciding,
+    "by meta-task": by_meta_task,
     "factors": factors,
     "over pairs": over_pairs,
     "bridges": bridges,

@@ -16,9 +16,10 @@ import torch
 from arms_compared import Difference, difference, stacked
 from bridge import patched
 from lab import Lab, Phase, Start, arguments, every_text
-from loops import GROUP_TOKENS, all_shown, like_length
+from loops import GROUP_TOKENS, Reconstruction, all_shown, like_length
 from nats import batch_of, held_out_rows, nats, token_losses, with_other_images
 from objectives import FinalState, LateBridge, WordByWord, with_picture
+from scipy import stats
 
 from cocoa.backbone import load_backbone
 from cocoa.checkpoint import as_sentence_transformer
@@ -103,7 +104,7 @@ def test_features_stand_for_pixels(lab, rows):
     ours = frozen.embed_sides(frozen.load(start), sides, "here")
     theirs = lab.embed_sides(lab.load(start), sides, "there")
     assert torch.allclose(ours, theirs, atol=1e-5)
-    kept, seen = (each.encoded[name, 0] for each, name in ((frozen, "here"), (lab, "there")))
+    kept, seen = (each.encoded["mini-qwen2-vl", name, 0] for each, name in ((frozen, "here"), (lab, "there")))
     assert {value["pixel_values"].shape[-1] for value in kept.values()} == {128}
     assert {value["pixel_values"].shape[-1] for value in seen.values()} == {1176}
     before, ours, theirs = (
@@ -136,6 +137,38 @@ def test_embeddings_are_the_library_s(lab, pooling, attention):
         [backbone.messages(side) for side in sides], convert_to_tensor=True
     )
     assert torch.allclose(lab.embed_sides(backbone, sides, pooling), theirs, atol=1e-5)
+
+
+def test_two_backbones_have_their_own_features(lab):
+    """In one lab, one after the other; both towers make features of one width."""
+    sides = [side for side in lab.evaluation("validation")[1].sides if side.image][:5]
+    both, alone = Lab(lab.folder), Lab(lab.folder)
+    for name in ("mini-qwen2-vl", "mini-qwen2.5-vl"):
+        found = both.embed_sides(both.load(Start(name, 8, 5)), sides, "here")
+    assert torch.equal(found, alone.embed_sides(alone.load(Start("mini-qwen2.5-vl", 8, 5)), sides, "here"))
+
+
+def test_adapters_start_from_the_seed(lab):
+    """Whatever was drawn before; and weights behind a phase with adapters can be kept."""
+    phase = replace(PHASES[1].having(max_steps=1, warmup_steps=0), lora=replace(factors.ADAPTERS, dropout=0.0))
+    start = Start("mini-qwen2-vl", 8, 5)
+    one = weights(lab.train(start, [phase], keep=1))
+    torch.rand(3)
+    again = weights(lab.train(start, [phase]))
+    kept = weights(lab.load(start, [phase]))
+    assert all(torch.equal(one[name], again[name]) and torch.equal(one[name], kept[name]) for name in one)
+
+
+def test_shuffled_rows_change_their_images_every_epoch(lab, backbone, rows):
+    frozen = load_backbone("mini-qwen2-vl", ImageBudget((1, 16)), attention="bidirectional")
+    args = arguments(Phase("eos_bridge", {"batch_size": 8, "max_steps": 1}), 1)
+    shuffled = Reconstruction(frozen, rows, args, "eos_bridge", shuffled=True)
+    plain = Reconstruction(frozen, rows, args, "eos_bridge")
+    first, second = shuffled.rows_of(0), shuffled.rows_of(1)
+    assert list(plain.rows_of(0)) == list(plain.rows_of(1)) == list(rows)
+    for own, one, two in zip(rows, first, second, strict=True):
+        assert len({own.side.image, one.side.image, two.side.image}) == 3
+        assert own.text == one.text == two.text and own.side.text == one.side.text == two.side.text
 
 
 def test_groups_of_like_length_are_the_cheapest():
@@ -300,10 +333,13 @@ def test_an_interval_holds_the_difference_of_two_arms():
 
 
 def test_seeds_count_as_much_as_queries():
-    """Two arms that differ by a seed's luck alone, the same on all queries, are told apart by many seeds only."""
-    luck = np.array([1, 0, 1, 0])[:, None].repeat(100, 1).astype(bool)
-    found = difference({"SceneObjects": luck}, {"SceneObjects": np.zeros_like(luck)}, resamples=2000)
-    assert found.mean == 50 and found.outer[0] <= 0 and found.outer[1] == 100
+    """Arms that differ by a seed's luck alone, the same on all queries: the interval is that of a t-test over seeds."""
+    luck = np.random.default_rng(3).random((12, 1)).repeat(100, 1) < 0.5
+    found = difference({"SceneObjects": luck}, {"SceneObjects": np.zeros_like(luck)})
+    expected = stats.ttest_1samp(100.0 * luck[:, 0], 0).confidence_interval(0.95)
+    assert found.outer == pytest.approx((expected.low, expected.high), rel=0.1)
+    with pytest.raises(ValueError, match="two"):
+        difference({"SceneObjects": luck[:1]}, {"SceneObjects": luck[:1]})
 
 
 @pytest.mark.parametrize(
@@ -399,7 +435,7 @@ def test_the_best_bridge_is_confirmed_if_it_is_a_point_better(tmp_path, monkeypa
     monkeypatch.setattr(beyond, "FACTORS", tmp_path / "factors.csv")
     monkeypatch.setattr(beyond, "EXPLORED", tmp_path / "beyond.csv")
     same = {"backbone": beyond.BACKBONE, "pairs": beyond.PAIRS}
-    published = [same | {"arm": "published", "seed": seed, "All": 60.0} for seed in beyond.SEEDS]
+    published = [same | {"arm": arm, "seed": n, "All": 60.0} for arm in beyond.BASELINES for n in beyond.SEEDS]
     results.append(beyond.FACTORS, [*published, published[0] | {"pairs": 4000, "All": 90.0}])
     with pytest.raises(SystemExit, match="has not been run on all seeds"):
         beyond.chosen()
