@@ -2,6 +2,7 @@
 
     python studies/deciding.py size      # how many pairs and steps; on validation scenes
     python studies/deciding.py tune      # each arm's learning rate; on validation scenes
+    python studies/deciding.py spread    # how much two arms differ by luck, over pairs; on validation scenes
     python studies/deciding.py run       # 16 seeds of every arm; scored once each, on test scenes
 
 Start a command as often as there are cores: the processes share the work, and go on where they were stopped. The table
@@ -59,8 +60,10 @@ SIZES_TRIED = (
     (100, 2 * STEPS, 32),
 )
 """Pairs of each data set, contrastive steps and their batch, for contrastive learning alone."""
+SPREAD_ARMS, SPREAD_PAIRS, SPREAD_SEEDS = ("published", "full"), (100, 400), (102, 103, 104)
 SIZES = FOLDER / "deciding_size.csv"
 TUNING = FOLDER / "deciding_tuning.csv"
+SPREAD = FOLDER / "deciding_spread.csv"
 RESULTS = FOLDER / "deciding.csv"
 
 JOINT = Phase("joint_reconstruction", {"max_steps": 40, "learning_rate": LAYOUT_RATE})
@@ -143,6 +146,22 @@ def size(lab: Lab) -> None:
     work(SIZES, tasks)
 
 
+def spread(lab: Lab) -> None:
+    """The deciding comparison on a few seeds, over the number of pairs: how many seeds will it take?
+
+    Decided before it was run: the experiment is run with the number of pairs at which the difference of the two arms
+    varies less from seed to seed.
+    """
+    phases = {arm: phases_after(arm) for arm in SPREAD_ARMS}
+    tasks = [
+        ({"pairs": pairs, "arm": arm, "seed": seed}, lambda n=pairs, a=arm, s=seed: [scores(lab, n, s, phases[a], 1)])
+        for seed in SPREAD_SEEDS
+        for pairs in SPREAD_PAIRS
+        for arm in SPREAD_ARMS
+    ]
+    work(SPREAD, tasks)
+
+
 def best_rate(arm: str) -> float:
     """The learning rate at which an arm does best on the validation scenes."""
     found = {float(row["rate"]): float(row["All"]) for row in read(TUNING) if row["arm"] == arm}
@@ -208,8 +227,8 @@ def test(lab: Lab, seed: int, phases: Sequence[Phase], backbone: str = BACKBONE)
 def main() -> None:
     """One step of the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("size", "tune", "run"))
-    {"size": size, "tune": tune, "run": run}[parser.parse_args().step](open_lab())
+    parser.add_argument("step", choices=("size", "tune", "spread", "run"))
+    {"size": size, "tune": tune, "spread": spread, "run": run}[parser.parse_args().step](open_lab())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from statistics import mean, stdev
 import beyond
 from arms_compared import Difference, averages, difference, seeds_of, stacked
 from bridge import MODELS, NATS, ZERO_SHOT
-from deciding import ARMS, BACKBONE, PAIRS, RESULTS, SIZES, TUNING
+from deciding import ARMS, BACKBONE, PAIRS, RESULTS, SIZES, SPREAD, SPREAD_ARMS, TUNING
 from factors import OTHER_BACKBONE, PAIR_COUNTS
 from factors import RESULTS as FACTORS
 from mmeb_hours import run_hours, stage_hours
@@ -111,6 +111,21 @@ def tuning() -> str:
         for arm, rates in found.items()
     ]
     return table(["arm", "learning rate: hit@1 on validation scenes"], rows)
+
+
+def spread() -> str:
+    """hit@1 on validation scenes seed by seed, and how much the difference of two arms varies."""
+    found: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    for row in read(SPREAD):
+        found[row["pairs"], row["seed"]][row["arm"]] = float(row["All"])
+    lines = []
+    for pairs in dict.fromkeys(pairs for pairs, _ in found):
+        seeds = [own for (each, _), own in found.items() if each == pairs and len(own) == len(SPREAD_ARMS)]
+        one, other = ([own[arm] for own in seeds] for arm in SPREAD_ARMS)
+        more = [a - b for a, b in zip(one, other, strict=True)]
+        told = [", ".join(f"{value:.1f}" for value in values) for values in (one, other)]
+        lines.append([pairs, *told, f"{mean(more):+.1f} ± {stdev(more):.1f}" if len(more) > 1 else ""])
+    return table(["pairs a set", *SPREAD_ARMS, "difference (mean ± sd over seeds)"], lines)
 
 
 def compared(rows: Rows, arms: Iterable[str], baselines: Sequence[str], together: int = 1) -> str:
@@ -225,6 +240,7 @@ TABLES = {
     "decoded": decoded,
     "sizes": sizes,
     "tuning": tuning,
+    "spread": spread,
     "deciding": deciding,
     "by meta-task": by_meta_task,
     "factors": factors,
