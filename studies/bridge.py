@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 from arms_compared import averages
-from deciding import BACKBONE, JOINT, PAIRS, PRETRAINING
+from deciding import BACKBONE, JOINT, PRETRAINING
 from lab import Lab, Phase, Start, open_lab
 from nats import AT_ONCE, batch_of, held_out_rows, nats, with_other_images
 from patching import HeldKeysAndValues, mixed
@@ -33,7 +33,7 @@ NATS, PATCHING, ZERO_SHOT = (FOLDER / f"bridge_{name}.csv" for name in ("nats", 
 STAGE_2 = ("published", "strict", "full", "shuffled", "ntp")
 MODELS = ("stage 0", "stage 1", *STAGE_2)
 PATCHED = ("published", "strict")
-RATE = 6e-4
+PAIRS, RATE = 100, 6e-4
 SEEDS = (101, 102)
 
 

@@ -33,7 +33,7 @@ STEPS = 800
 """Contrastive steps: half of the deciding experiment's."""
 LORA_RATE = 4.0
 """Times the learning rate of full tuning."""
-PAIR_COUNTS = (250, 1000, 4000)
+PAIR_COUNTS = (100, 250, 1000, 4000)
 """Beside `PAIRS`."""
 OTHER_BACKBONE = "mini-qwen2.5-vl"
 

@@ -73,7 +73,7 @@ def draw_over_pairs(path: Path) -> None:
             color=COLOURS[arm],
         )
     axis.set_xscale("log")
-    axis.set_xticks([PAIRS, *PAIR_COUNTS], [str(n) for n in (PAIRS, *PAIR_COUNTS)])
+    axis.set_xticks(sorted({PAIRS, *PAIR_COUNTS}), [str(n) for n in sorted({PAIRS, *PAIR_COUNTS})])
     axis.minorticks_off()
     axis.set(xlabel="pairs of each data set", ylabel="hit@1 (validation scenes)")
     axis.legend(frameon=False)

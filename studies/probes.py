@@ -15,9 +15,9 @@ import random
 from collections.abc import Sequence
 
 import torch
-from bridge import MODELS, layout_of, rows_of, train
+from bridge import MODELS, PAIRS, layout_of, rows_of, train
 from bridge import phases_of as bridge_phases
-from deciding import BACKBONE, CONTRASTIVE, PAIRS, STEPS
+from deciding import BACKBONE, CONTRASTIVE, STEPS
 from lab import Lab, Start, open_lab
 from nats import AT_ONCE, CLASSES, batch_of, token_classes, with_other_images
 from results import FOLDER, Row, work

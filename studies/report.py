@@ -14,7 +14,7 @@ from statistics import mean, stdev
 import beyond
 from arms_compared import Difference, averages, difference, seeds_of, stacked
 from bridge import MODELS, NATS, ZERO_SHOT
-from deciding import ARMS, BACKBONE, PAIRS, RESULTS, SIZES, SPREAD, SPREAD_ARMS, TUNING
+from deciding import ARMS, BACKBONE, COMPARED, PAIRS, RESULTS, SIZES, SPREAD, TUNING
 from factors import OTHER_BACKBONE, PAIR_COUNTS
 from factors import RESULTS as FACTORS
 from mmeb_hours import run_hours, stage_hours
@@ -102,15 +102,12 @@ def sizes() -> str:
 
 
 def tuning() -> str:
-    """hit@1 on validation scenes by learning rate, the mean of the tuning seeds."""
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    """hit@1 on validation scenes by learning rate."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in read(TUNING):
-        found[row["arm"]][row["rate"]].append(float(row["All"]))
-    rows = [
-        [arm, ", ".join(f"{float(rate):g}: {mean(values):.1f}" for rate, values in rates.items())]
-        for arm, rates in found.items()
-    ]
-    return table(["arm", "learning rate: hit@1 on validation scenes"], rows)
+        found[row["pairs"], row["arm"]].append(f"{float(row['rate']):g}: {row['All']}")
+    rows = [[pairs, arm, ", ".join(rates)] for (pairs, arm), rates in found.items()]
+    return table(["pairs a set", "arm", "learning rate: hit@1 on validation scenes"], rows)
 
 
 def spread() -> str:
@@ -120,12 +117,12 @@ def spread() -> str:
         found[row["pairs"], row["seed"]][row["arm"]] = float(row["All"])
     lines = []
     for pairs in dict.fromkeys(pairs for pairs, _ in found):
-        seeds = [own for (each, _), own in found.items() if each == pairs and len(own) == len(SPREAD_ARMS)]
-        one, other = ([own[arm] for own in seeds] for arm in SPREAD_ARMS)
+        seeds = [own for (each, _), own in found.items() if each == pairs and len(own) == len(COMPARED)]
+        one, other = ([own[arm] for own in seeds] for arm in COMPARED)
         more = [a - b for a, b in zip(one, other, strict=True)]
         told = [", ".join(f"{value:.1f}" for value in values) for values in (one, other)]
         lines.append([pairs, *told, f"{mean(more):+.1f} ± {stdev(more):.1f}" if len(more) > 1 else ""])
-    return table(["pairs a set", *SPREAD_ARMS, "difference (mean ± sd over seeds)"], lines)
+    return table(["pairs a set", *COMPARED, "difference (mean ± sd over seeds)"], lines)
 
 
 def compared(rows: Rows, arms: Iterable[str], baselines: Sequence[str], together: int = 1) -> str:

@@ -409,7 +409,7 @@ def test_decoding_goes_word_by_word(backbone, rows):
 
 def test_every_study_s_phases_are_arguments(monkeypatch):
     """What is not run yet would at least be built: every option is one of the stage's."""
-    monkeypatch.setattr(deciding, "best_rate", lambda arm: 1e-3)
+    monkeypatch.setattr(deciding, "best_rate", lambda *arms: 1e-3)
     arms = [deciding.phases_after(arm) for arm in deciding.ARMS]
     arms += [*factors.variants().values(), *beyond.arms(800).values()]
     for phases in arms:
@@ -429,8 +429,27 @@ def test_a_loss_beside_the_contrastive_one_has_gradients(lab):
     assert len(changed) > 50
 
 
+def test_layouts_share_the_rate_that_is_best_in_their_mean(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RUNS", tmp_path)
+    monkeypatch.setattr(deciding, "TUNING", tmp_path / "tuning.csv")
+    scores = {"contrastive": (50, 60, 40), "published": (60, 66, 62), "full": (61, 50, 62), "ntp": (0, 1, 2)}
+    rows = [
+        {"pairs": deciding.PAIRS, "arm": arm, "rate": rate, "All": value}
+        for arm, values in scores.items()
+        for rate, value in zip(deciding.rates_of(arm), values, strict=True)
+    ]
+    results.append(deciding.TUNING, [*rows, rows[0] | {"pairs": 1, "All": 99}])
+    _, second, third = deciding.RATES
+    rates = {arm: deciding.phases_after(arm)[-2].options["learning_rate"] for arm in deciding.LAYOUTS}
+    assert rates == dict.fromkeys(deciding.LAYOUTS, third)
+    assert deciding.best_rate("published") == second and deciding.best_rate("ntp") == third
+    assert {deciding.phases_after(arm)[-1].options["learning_rate"] for arm in ("full", "ntp", "contrastive")} == {5e-4}
+    with pytest.raises(SystemExit, match="moca lacks rate"):
+        deciding.best_rate("moca")
+
+
 def test_the_best_bridge_is_confirmed_if_it_is_a_point_better(tmp_path, monkeypatch):
-    monkeypatch.setattr(deciding, "best_rate", lambda arm: 1e-3)
+    monkeypatch.setattr(deciding, "best_rate", lambda *arms: 1e-3)
     monkeypatch.setattr(results, "RUNS", tmp_path)
     monkeypatch.setattr(beyond, "FACTORS", tmp_path / "factors.csv")
     monkeypatch.setattr(beyond, "EXPLORED", tmp_path / "beyond.csv")
