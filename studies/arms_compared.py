@@ -86,6 +86,20 @@ def difference(one: Hits, other: Hits, group: str = "All", resamples: int = RESA
     return Difference(center, interval(0.90), interval(0.95), seeds)
 
 
+def compare(
+    rows: Sequence[Mapping[str, str]], one: str, other: str, group: str = "All", together: int = 1
+) -> Difference | None:
+    """The difference of two arms of a results file on the seeds that both have; None with fewer than two.
+
+    See `difference` and `stacked`.
+    """
+    common = sorted(set(seeds_of(rows, one)) & set(seeds_of(rows, other)))
+    if len(common) < 2:
+        return None
+    first, second = (stacked(rows, arm, common, together) for arm in (one, other))
+    return difference(first, second, group)
+
+
 def members(names: Iterable[str], group: str) -> list[str]:
     """The data sets that a group averages over; all of them where none is in a table of data sets."""
     names = list(names)

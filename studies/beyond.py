@@ -21,8 +21,7 @@ from statistics import mean
 
 from deciding import BACKBONE, PAIRS, phases_after, scores, test
 from deciding import STEPS as CONTRASTIVE_STEPS
-from factors import OTHER_BACKBONE, SEEDS, STEPS
-from factors import RESULTS as FACTORS
+from factors import OTHER_BACKBONE, SEEDS, STEPS, found_with
 from lab import Phase, open_lab
 from results import FOLDER, read, work
 
@@ -62,10 +61,9 @@ def beside(last: Phase, kept: Phase) -> Phase:
     return replace(last, beside=kept, beside_weight=BESIDE_WEIGHT)
 
 
-def published_rows() -> list[dict[str, str]]:
+def baseline_rows() -> list[dict[str, str]]:
     """What `factors.py` found for the baselines on the same scenes and seeds."""
-    rows = [row for row in read(FACTORS) if row["backbone"] == BACKBONE and row["pairs"] == str(PAIRS)]
-    return [row for row in rows if row["arm"] in BASELINES]
+    return [row for row in found_with(BACKBONE, PAIRS) if row["arm"] in BASELINES]
 
 
 def chosen() -> list[str]:
@@ -74,8 +72,9 @@ def chosen() -> list[str]:
     Raises:
         SystemExit: `explore` is not done.
     """
-    rows = [*read(EXPLORED), *published_rows()]
-    values = {name: [float(row["All"]) for row in rows if row["arm"] == name] for name in ("published", *arms(STEPS))}
+    rows = [*read(EXPLORED), *baseline_rows()]
+    names = ("published", "strict", *arms(STEPS))
+    values = {name: [float(row["All"]) for row in rows if row["arm"] == name] for name in names}
     if short := [name for name, own in values.items() if len(own) < len(SEEDS)]:
         raise SystemExit(f"{short[0]} has not been run on all seeds; run `factors.py`, then `beyond.py explore`")
     best = max(values, key=lambda name: mean(values[name]))

@@ -1,8 +1,8 @@
 """The deciding experiment: the same run with only stage 2's attention layout changed.
 
-    python studies/deciding.py size      # how many pairs and steps; on validation scenes
-    python studies/deciding.py tune      # each arm's learning rate; on validation scenes
+    python studies/deciding.py size      # how many steps; on validation scenes
     python studies/deciding.py spread    # how much two arms differ by luck, over pairs; on validation scenes
+    python studies/deciding.py tune      # each arm's learning rate; on validation scenes
     python studies/deciding.py run       # 16 seeds of every arm; scored once each, on test scenes
 
 Start a command as often as there are cores: the processes share the work, and go on where they were stopped. The table

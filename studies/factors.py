@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from deciding import BACKBONE, PAIRS, phases_after, scores
 from lab import Phase, open_lab
-from results import FOLDER, work
+from results import FOLDER, read, work
 
 from cocoa.adapters import Lora
 
@@ -36,6 +36,11 @@ LORA_RATE = 4.0
 PAIR_COUNTS = (100, 250, 1000, 4000)
 """Beside `PAIRS`."""
 OTHER_BACKBONE = "mini-qwen2.5-vl"
+
+
+def found_with(backbone: str, pairs: int) -> list[dict[str, str]]:
+    """The rows of the results with that backbone and number of pairs."""
+    return [row for row in read(RESULTS) if (row["backbone"], row["pairs"]) == (backbone, str(pairs))]
 
 
 def variants() -> dict[str, list[Phase]]:

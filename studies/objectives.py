@@ -1,6 +1,6 @@
 """Bridges that are not the paper's: what makes the *final* state of EOS, the embedding, carry the content.
 
-Each is a `Reconstructor` under another rule, or another way to hide a row; `lab.Phase.objective` names them.
+Each is a `Reconstructor` under another rule, or another way to hide a row; `lab.Phase.stage` names them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cocoa.attention import bidirectional
+from cocoa.attention import bidirectional, causal
 from cocoa.backbone import Backbone
 from cocoa.pairs import ContentPair
 from cocoa.reconstruction import PatchDecoder, predict_tokens
@@ -121,10 +121,9 @@ class WordByWord(Reconstructor):
     ) -> Tensor:
         """(B, 1, T, T)."""
         assert eos_position is not None
-        place = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-        in_b = place > eos_position[:, None]  # (B, T)
-        later = in_b[:, :, None] & (place[None, :] > place[:, None])
-        return super().attention(attention_mask, eos_position, compression_start) & ~later[:, None]
+        in_b = torch.arange(attention_mask.shape[1], device=attention_mask.device) > eos_position[:, None]  # (B, T)
+        allowed = super().attention(attention_mask, eos_position, compression_start)
+        return allowed & (causal(attention_mask) | ~in_b[:, None, :, None])
 
 
 def with_picture(

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 
 import matplotlib.pyplot as plt
-from arms_compared import difference, seeds_of, stacked
+from arms_compared import compare
 from bridge import PATCHING
 from deciding import ARMS, BACKBONE, PAIRS, RESULTS
 from factors import PAIR_COUNTS
@@ -42,9 +42,8 @@ def draw_deciding(path: Path) -> None:
     """Every arm's difference to contrastive learning alone."""
     rows, found = read(RESULTS), {}
     for arm in ARMS:
-        common = sorted(set(seeds_of(rows, arm)) & set(seeds_of(rows, "contrastive")))
-        if arm != "contrastive" and len(common) > 1:
-            found[arm] = difference(stacked(rows, arm, common), stacked(rows, "contrastive", common))
+        if arm != "contrastive" and (each := compare(rows, arm, "contrastive")):
+            found[arm] = each
     figure, axis = plt.subplots(figsize=(7, 0.4 * len(found) + 1), layout="constrained")
     for place, each in enumerate(reversed(found.values())):
         axis.plot(each.outer, [place, place], color="#3b78b5")

@@ -12,11 +12,10 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import beyond
-from arms_compared import Difference, averages, difference, seeds_of, stacked
+from arms_compared import Difference, averages, compare, seeds_of, stacked
 from bridge import MODELS, NATS, ZERO_SHOT
 from deciding import ARMS, BACKBONE, COMPARED, PAIRS, RESULTS, SIZES, SPREAD, TUNING
-from factors import OTHER_BACKBONE, PAIR_COUNTS
-from factors import RESULTS as FACTORS
+from factors import OTHER_BACKBONE, PAIR_COUNTS, found_with
 from mmeb_hours import run_hours, stage_hours
 from nats import CLASSES
 from plots import draw_all
@@ -31,7 +30,6 @@ from cocoa.metrics import GROUPS
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 BASELINES = ("full", "published", "contrastive")
 """What every arm of the deciding experiment is compared with."""
-
 
 Rows = Sequence[Mapping[str, str]]
 
@@ -120,8 +118,8 @@ def spread() -> str:
         seeds = [own for (each, _), own in found.items() if each == pairs and len(own) == len(COMPARED)]
         one, other = ([own[arm] for own in seeds] for arm in COMPARED)
         more = [a - b for a, b in zip(one, other, strict=True)]
-        told = [", ".join(f"{value:.1f}" for value in values) for values in (one, other)]
-        lines.append([pairs, *told, f"{mean(more):+.1f} ± {stdev(more):.1f}" if len(more) > 1 else ""])
+        scores = [", ".join(f"{value:.1f}" for value in values) for values in (one, other)]
+        lines.append([pairs, *scores, f"{mean(more):+.1f} ± {stdev(more):.1f}" if len(more) > 1 else ""])
     return table(["pairs a set", *COMPARED, "difference (mean ± sd over seeds)"], lines)
 
 
@@ -132,15 +130,12 @@ def compared(rows: Rows, arms: Iterable[str], baselines: Sequence[str], together
         if not (seeds := seeds_of(rows, arm)):
             continue
         values = averages(stacked(rows, arm, seeds)).tolist()
-        spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+        deviation = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
         seconds = mean(float(row["seconds"]) for row in rows if row["arm"] == arm)
-        cells = [arm, str(len(seeds)), f"{mean(values):.1f}{spread}", f"{seconds:.0f}"]
+        cells = [arm, str(len(seeds)), f"{mean(values):.1f}{deviation}", f"{seconds:.0f}"]
         for baseline in baselines:
-            common = sorted(set(seeds) & set(seeds_of(rows, baseline)))
-            if arm == baseline or len(common) < 2:
-                cells.append("")
-                continue
-            cells.append(told(difference(*(stacked(rows, each, common, together) for each in (arm, baseline)))))
+            found = None if arm == baseline else compare(rows, arm, baseline, together=together)
+            cells.append(told(found) if found else "")
         lines.append(cells)
     against = [f"less `{baseline}` [95 %]" for baseline in baselines]
     return table(["arm", "seeds", "hit@1 (mean ± sd over seeds)", "seconds", *against], lines)
@@ -155,10 +150,9 @@ def by_meta_task() -> str:
     """The deciding arms' differences by groups of data sets."""
     rows, lines = read(RESULTS), []
     for one, other in (("published", "full"), ("published", "shuffled"), ("published", "contrastive")):
-        common = sorted(set(seeds_of(rows, one)) & set(seeds_of(rows, other)))
-        if len(common) > 1:
-            hits = stacked(rows, one, common), stacked(rows, other, common)
-            lines.append([f"`{one}` less `{other}`", *(told(difference(*hits, group)) for group in GROUPS)])
+        found = [compare(rows, one, other, group) for group in GROUPS]
+        if all(found):
+            lines.append([f"`{one}` less `{other}`", *map(told, found)])
     return table(["", *GROUPS], lines)
 
 
@@ -176,31 +170,29 @@ def explored(rows: Rows, arms: Iterable[str], baseline: str) -> str:
     for arm in (arm for arm in arms if arm in values):
         own = values[arm]
         more = [own[seed] - values[baseline][seed] for seed in own if seed in values[baseline]]
-        told = f"{mean(more):+.1f} ({min(more):+.1f} to {max(more):+.1f})" if more and arm != baseline else ""
-        lines.append([arm, str(len(own)), f"{mean(own.values()):.1f}", told])
+        change = f"{mean(more):+.1f} ({min(more):+.1f} to {max(more):+.1f})" if more and arm != baseline else ""
+        lines.append([arm, str(len(own)), f"{mean(own.values()):.1f}", change])
     return table(["arm", "seeds", "hit@1", f"less `{baseline}` (least to most of a seed)"], lines)
 
 
 def factors() -> str:
     """One factor at a time, on the first backbone and the usual number of pairs."""
-    rows = [row for row in read(FACTORS) if (row["backbone"], row["pairs"]) == (BACKBONE, str(PAIRS))]
+    rows = found_with(BACKBONE, PAIRS)
     return explored(rows, dict.fromkeys(row["arm"] for row in rows), "published")
 
 
 def over_pairs() -> str:
     """With and without pre-training, over the number of pairs and on the other backbone."""
     parts = []
-    found = read(FACTORS)
     for backbone, pairs in [(BACKBONE, PAIRS), *((BACKBONE, n) for n in PAIR_COUNTS), (OTHER_BACKBONE, PAIRS)]:
-        rows = [row for row in found if (row["backbone"], row["pairs"]) == (backbone, str(pairs))]
-        found_here = explored(rows, ("published", "contrastive"), "contrastive")
-        parts.append(f"{backbone}, {pairs} pairs of each data set:\n\n{found_here}")
+        told_here = explored(found_with(backbone, pairs), ("published", "contrastive"), "contrastive")
+        parts.append(f"{backbone}, {pairs} pairs of each data set:\n\n{told_here}")
     return "\n\n".join(parts)
 
 
 def bridges() -> str:
     """Bridges of our own, on exploratory seeds."""
-    rows = [*beyond.published_rows(), *read(beyond.EXPLORED)]
+    rows = [*beyond.baseline_rows(), *read(beyond.EXPLORED)]
     return explored(rows, dict.fromkeys(row["arm"] for row in rows), "published")
 
 

@@ -451,11 +451,11 @@ def test_layouts_share_the_rate_that_is_best_in_their_mean(tmp_path, monkeypatch
 def test_the_best_bridge_is_confirmed_if_it_is_a_point_better(tmp_path, monkeypatch):
     monkeypatch.setattr(deciding, "best_rate", lambda *arms: 1e-3)
     monkeypatch.setattr(results, "RUNS", tmp_path)
-    monkeypatch.setattr(beyond, "FACTORS", tmp_path / "factors.csv")
+    monkeypatch.setattr(factors, "RESULTS", tmp_path / "factors.csv")
     monkeypatch.setattr(beyond, "EXPLORED", tmp_path / "beyond.csv")
     same = {"backbone": beyond.BACKBONE, "pairs": beyond.PAIRS}
     published = [same | {"arm": arm, "seed": n, "All": 60.0} for arm in beyond.BASELINES for n in beyond.SEEDS]
-    results.append(beyond.FACTORS, [*published, published[0] | {"pairs": 4000, "All": 90.0}])
+    results.append(factors.RESULTS, [*published, published[0] | {"pairs": 4000, "All": 90.0}])
     with pytest.raises(SystemExit, match="has not been run on all seeds"):
         beyond.chosen()
     for best, chosen in ((60.9, []), (61.0, ["late bridge"])):
@@ -467,6 +467,10 @@ def test_the_best_bridge_is_confirmed_if_it_is_a_point_better(tmp_path, monkeypa
         ]
         results.append(beyond.EXPLORED, rows)
         assert beyond.chosen() == chosen
+    rows = [same | {"arm": "strict", "seed": seed, "All": 63.0} for seed in beyond.SEEDS]
+    factors.RESULTS.unlink()
+    results.append(factors.RESULTS, [*(row for row in published if row["arm"] != "strict"), *rows])
+    assert beyond.chosen() == ["strict"]
 
 
 def test_the_page_has_the_tables_of_the_files():
