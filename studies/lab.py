@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from loops import KINDS, Reconstruction, embed, stage_of, train_contrastive
+from embed import embed
+from loops import KINDS, Reconstruction, stage_of, train_contrastive
 from results import RUNS, start_log
 from safetensors.torch import load_file, save_file
 from torch import Tensor

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
+from embed import embed, like_length
 from nats import with_other_images
 from objectives import FinalState, LateBridge, WordByWord, picture_model, with_picture
 from torch import Tensor
@@ -28,8 +28,6 @@ from cocoa.stages.reconstruction import Reconstructor
 from cocoa.stages.sampling import GlobalBatchSampler
 from cocoa.stages.training import StageArguments, trainable
 
-GROUP_TOKENS = 40
-"""What a forward pass costs beside its tokens, in tokens: weighed against padding where a batch is cut in groups."""
 OBJECTIVES: dict[str, Callable[[Backbone], Reconstructor]] = {
     "final": FinalState,
     "late": LateBridge,
@@ -234,64 +232,3 @@ def train_contrastive(
 
     sampler = GlobalBatchSampler([pair.dataset for pair in pairs], size, size, args.seed)
     return fit(trainable(beside.model if beside else backbone.model), args, global_batches(sampler), backward)
-
-
-def like_length(lengths: Sequence[int], at_most: int = 64) -> list[list[int]]:
-    """Indices of inputs in groups of like length: those of least padding and fewest passes, see `GROUP_TOKENS`."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    least, starts = [0.0], [0]  # of the first n in order: the cost, and where their last group starts
-    for end in range(1, len(order) + 1):
-        longest = lengths[order[end - 1]]
-        cost, start = min(
-            (least[start] + (end - start) * longest + GROUP_TOKENS, start)
-            for start in range(max(0, end - at_most), end)
-        )
-        least.append(cost)
-        starts.append(start)
-    groups, end = [], len(order)
-    while end:
-        groups.append(order[starts[end] : end])
-        end = starts[end]
-    return groups
-
-
-def embed(backbone: Backbone, encoded: Sequence[dict[str, Tensor]]) -> Tensor:
-    """Embeddings (N, D) of sides that `Backbone.encode_side` has encoded, computed in groups of like length."""
-    order: list[int] = []
-    vectors = []
-    for with_image in (False, True):  # the two are not mixed
-        places = [i for i, each in enumerate(encoded) if ("pixel_values" in each) == with_image]
-        for group in like_length([len(encoded[i]["input_ids"]) for i in places]):
-            chosen = [places[i] for i in group]
-            order += chosen
-            vectors.append(_embed_group(backbone, [encoded[i] for i in chosen]))
-    return torch.cat(vectors)[torch.tensor(order).argsort()]
-
-
-def _embed_group(backbone: Backbone, samples: list[dict[str, Tensor]]) -> Tensor:
-    batch = collate(samples, backbone.tokenizer.pad_token_id)
-    batch = {name: value.to(backbone.model.device) for name, value in batch.items()}
-    mask = batch["attention_mask"]  # (N, T)
-    positions = backbone.rope_positions(batch["input_ids"], mask, batch.get("image_grid_thw"))
-    if backbone.pooling == "mean":
-        weights = mask
-    else:  # the last tokens: EOS, or the compression tokens
-        weights = mask * (mask.flip(1).cumsum(1).flip(1) <= backbone.ending)
-    with last_layer_at(backbone, weights.bool()):
-        states = backbone.model.model(**batch, position_ids=positions, use_cache=False).last_hidden_state  # (N, T, D)
-    pooled = (states * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True)
-    return torch.nn.functional.normalize(pooled, dim=-1)
-
-
-@contextmanager
-def last_layer_at(backbone: Backbone, wanted: Tensor) -> Iterator[None]:
-    """Skip the last layer's MLP, most of its work, where nothing is pooled; `wanted` (N, T) says where something is."""
-    mlp = backbone.model.model.language_model.layers[-1].mlp
-    whole = mlp.forward
-    mlp.forward = lambda states: torch.zeros_like(states).index_put(
-        wanted.nonzero(as_tuple=True), whole(states[wanted])
-    )
-    try:
-        yield
-    finally:
-        del mlp.forward

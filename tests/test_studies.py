@@ -15,8 +15,9 @@ import results
 import torch
 from arms_compared import Difference, difference, stacked
 from bridge import patched
+from embed import GROUP_TOKENS, like_length
 from lab import Lab, Phase, Start, arguments, every_text
-from loops import GROUP_TOKENS, Reconstruction, all_shown, like_length
+from loops import Reconstruction, all_shown
 from nats import batch_of, held_out_rows, nats, token_losses, with_other_images
 from objectives import FinalState, LateBridge, WordByWord, with_picture
 from scipy import stats
