@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from statistics import mean
 
 from deciding import BACKBONE, PAIRS, phases_after, scores, test
@@ -89,7 +90,7 @@ def main() -> None:
     lab = open_lab()
     if step == "explore":
         tasks = [
-            ({"arm": name, "seed": seed}, lambda p=phases, s=seed: [scores(lab, PAIRS, s, p, keep=len(p) - 1)])
+            ({"arm": name, "seed": seed}, partial(scores, lab, PAIRS, seed, phases, keep=len(phases) - 1))
             for seed in SEEDS
             for name, phases in arms(STEPS).items()
         ]
@@ -102,7 +103,7 @@ def main() -> None:
     tasks = [
         (
             {"backbone": backbone, "arm": name, "seed": seed},
-            lambda p=phases, s=seed, b=backbone: test(lab, s, p, b),
+            partial(test, lab, seed, phases, backbone),
         )
         for seed in FRESH
         for backbone in BACKBONES

@@ -22,6 +22,7 @@ from lab import Lab, Phase, Start, open_lab
 from nats import AT_ONCE, batch_of, held_out_rows, nats, with_other_images
 from patching import HeldKeysAndValues, mixed
 from results import FOLDER, Row, work
+from torch import Tensor
 
 from cocoa.attention import BridgeLayout
 from cocoa.backbone import Backbone, Form
@@ -85,13 +86,13 @@ def patched(backbone: Backbone, rows: list[ContentPair], layout: BridgeLayout) -
     for start in range(0, len(rows), AT_ONCE):
         own, other = (batch_of(backbone, part[start : start + AT_ONCE]) for part in (rows, others))
         held = own["eos_position"][:, None]
-        recorded = []
+        recorded: list[list[Tensor]] = []
         for batch in (own, other):
             with HeldKeysAndValues(model, held) as hold:
                 model.predict(**batch)
             recorded.append(hold.recorded)
         for name, chosen in sets.items():
-            with HeldKeysAndValues(model, held, replay=mixed(*recorded, chosen)):
+            with HeldKeysAndValues(model, held, replay=mixed(recorded[0], recorded[1], chosen)):
                 tokens = model.predict(**own).tokens
             read = tokens.positions > own["eos_position"][tokens.rows] + 1  # the first is EOS' own to predict
             totals[name] += tokens.losses[read].sum().item()

@@ -37,6 +37,8 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from arms_compared import averages
 from lab import Lab, Phase, Start, open_lab
@@ -67,7 +69,7 @@ RESULTS = FOLDER / "deciding.csv"
 
 JOINT = Phase("joint_reconstruction", {"max_steps": 40, "learning_rate": RATES[0]})
 BRIDGE = Phase("eos_bridge", {"batch_size": 16, "max_steps": BRIDGE_STEPS})
-SAME_SAMPLES = {"batch_size": 16, "max_steps": BRIDGE_STEPS + 160}
+SAME_SAMPLES: dict[str, Any] = {"batch_size": 16, "max_steps": BRIDGE_STEPS + 160}
 MORE_STEPS = 600
 """Contrastive steps of 1,166 tokens: 1.45 times the 482,500 tokens of stages 1 and 2, which are slower by the token."""
 CONTRASTIVE = Phase(
@@ -92,7 +94,7 @@ PRETRAINING: dict[str, list[Phase]] = {
 }
 """What each arm does before its contrastive stage; its last phase has the learning rate that is tuned."""
 LAYOUTS = ("published", "full", "strict", "shuffled")
-CONTRASTIVE_FORMS = {
+CONTRASTIVE_FORMS: dict[str, dict[str, Any]] = {
     "contrastive-causal": {"attention": "causal"},
     "moca": {"pooling": "mean", "temperature": 0.03},
     "coma": {"attention": "causal", "pooling": "compression", "temperature": 0.03},
@@ -116,13 +118,15 @@ def phases_of(arm: str, rate: float, contrastive_rate: float, steps: int = STEPS
     return [last.having(learning_rate=rate)]
 
 
-def scores(lab: Lab, pairs: int, seed: int, phases: Sequence[Phase], keep: int = 0, backbone: str = BACKBONE) -> Row:
-    """A run scored on validation scenes, averages in percent, and what its training took."""
+def scores(
+    lab: Lab, pairs: int, seed: int, phases: Sequence[Phase], keep: int = 0, backbone: str = BACKBONE
+) -> list[Row]:
+    """One row: a run scored on validation scenes, averages in percent, and what its training took."""
     started = time.perf_counter()
     trained = lab.train(Start(backbone, pairs, seed), phases, keep)
     seconds = time.perf_counter() - started
     hits = {name: own[None] for name, own in lab.hits(trained, "validation").items()}
-    return {group: f"{averages(hits, group)[0]:.1f}" for group in GROUPS} | {"seconds": f"{seconds:.0f}"}
+    return [{group: f"{averages(hits, group)[0]:.1f}" for group in GROUPS} | {"seconds": f"{seconds:.0f}"}]
 
 
 def size(lab: Lab) -> None:
@@ -131,7 +135,7 @@ def size(lab: Lab) -> None:
 
     def add(arm: str, pairs: int, steps: int, batch: int, bridge_steps: int, phases: list[Phase]) -> None:
         key = {"arm": arm, "pairs": pairs, "steps": steps, "batch": batch, "bridge_steps": bridge_steps}
-        tasks.append((key, lambda: [scores(lab, pairs, SIZE_SEED, phases)]))
+        tasks.append((key, partial(scores, lab, pairs, SIZE_SEED, phases)))
 
     for pairs, steps, batch in SIZES_TRIED:
         phases = [phase.having(batch_size=batch) for phase in phases_of("contrastive", 1e-3, 1e-3, steps)]
@@ -153,7 +157,7 @@ def spread(lab: Lab) -> None:
     """
     phases = {arm: phases_of(arm, RATES[0], CONTRASTIVE_RATES[0]) for arm in COMPARED}
     tasks = [
-        ({"pairs": pairs, "arm": arm, "seed": seed}, lambda n=pairs, a=arm, s=seed: [scores(lab, n, s, phases[a], 1)])
+        ({"pairs": pairs, "arm": arm, "seed": seed}, partial(scores, lab, pairs, seed, phases[arm], 1))
         for seed in SPREAD_SEEDS
         for pairs in SPREAD_PAIRS
         for arm in COMPARED
@@ -182,14 +186,14 @@ def tune(lab: Lab) -> None:
 
     def tried(arm: str, rate: float, last: float) -> list[Row]:
         phases = phases_of(arm, rate, last)
-        return [scores(lab, PAIRS, TUNING_SEED, phases, keep=len(phases) - 1)]
+        return scores(lab, PAIRS, TUNING_SEED, phases, keep=len(phases) - 1)
 
     def tasks(arms: Sequence[str], last: float) -> list[tuple[Row, Callable[[], list[Row]]]]:
         tries = [(arm, rates_of(arm)[place]) for place in range(len(RATES)) for arm in arms]
         return [
             (
                 {"pairs": PAIRS, "arm": arm, "rate": rate, "seed": TUNING_SEED},
-                lambda a=arm, r=rate: tried(a, r, last),
+                partial(tried, arm, rate, last),
             )
             for arm, rate in tries
         ]
@@ -211,8 +215,12 @@ def phases_after(arm: str) -> list[Phase]:
 
 def run(lab: Lab) -> None:
     """All seeds of every arm, scored on the test scenes; the deciding arms first."""
+
+    def tested(arm: str, seed: int) -> list[Row]:  # the rate of an arm is asked for when its turn comes
+        return test(lab, seed, phases_after(arm))
+
     tasks = [
-        ({"arm": arm, "seed": seed}, lambda a=arm, s=seed: test(lab, s, phases_after(a)))
+        ({"arm": arm, "seed": seed}, partial(tested, arm, seed))
         for arms, seeds in ((DECIDING, SEEDS), (SECONDARY, SEEDS[:8]))
         for seed in seeds
         for arm in arms

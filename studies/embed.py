@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
@@ -72,7 +72,7 @@ def _passes(groups: list[list[int]], encoded: Sequence[dict[str, Tensor]]) -> It
         yield part
 
 
-def _embed_groups(backbone: Backbone, groups: Sequence[Sequence[dict[str, Tensor]]]) -> list[Tensor]:
+def _embed_groups(backbone: Backbone, groups: Sequence[list[dict[str, Tensor]]]) -> list[Tensor]:
     """For each group (S, D) what is pooled of its inputs, in one pass."""
     batches = [
         {
@@ -116,7 +116,7 @@ def _row(values: Sequence[Tensor]) -> Tensor:
 
 
 def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Sequence[Tensor], **options: Any
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Sequence[Tensor], **options: Any
 ) -> tuple[Tensor, None]:
     """Attention within each input of each group, causal or not as the text model's config says.
 

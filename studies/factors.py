@@ -11,6 +11,7 @@ confirmed elsewhere on fresh seeds.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from deciding import BACKBONE, PAIRS, phases_after, scores
 from lab import Phase, open_lab
@@ -26,8 +27,8 @@ ADAPTERS = Lora(
     dropout=0.1,
     dora=True,
     init="gaussian",
-    text=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    vision=[],  # it is frozen
+    text=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    vision=(),  # it is frozen
 )
 STEPS = 800
 """Contrastive steps: half of the deciding experiment's."""
@@ -86,7 +87,7 @@ def main() -> None:
     tasks = [
         (
             {"backbone": backbone, "pairs": pairs, "arm": name, "seed": seed},
-            lambda b=backbone, n=pairs, p=found[name], s=seed: [scores(lab, n, s, p, len(p) - 1, b)],
+            partial(scores, lab, pairs, seed, found[name], len(found[name]) - 1, backbone),
         )
         for seed in SEEDS
         for backbone, pairs, name in runs

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from bridge import MODELS, PAIRS, layout_of, rows_of, train
@@ -20,6 +21,7 @@ from bridge import phases_of as bridge_phases
 from deciding import BACKBONE, CONTRASTIVE, STEPS
 from lab import Lab, Start, open_lab
 from nats import AT_ONCE, CLASSES, batch_of, token_classes, with_other_images
+from PIL import Image
 from results import FOLDER, Row, work
 from torch import Tensor
 
@@ -43,6 +45,10 @@ def scenes(split: str, number: int) -> list[Scene]:
     """Scenes of two or three objects."""
     rng = random.Random(f"probes/{split}")
     return [sample_scene(rng, (2, 3), split) for _ in range(number)]
+
+
+def _pictures(found: Sequence[Scene]) -> list[Image.Image]:
+    return [picture(scene) for scene in found]
 
 
 def attributes(found: Sequence[Scene]) -> dict[str, Tensor]:
@@ -89,8 +95,8 @@ def probe(lab: Lab, backbone: Backbone) -> list[Row]:
     """The area under the curve of every kind of attribute; the penalty is chosen on a fifth of the fitted scenes."""
     tables, vectors = {}, {}
     for split, number in (("train", FITTED), ("validation", LOOKED_AT)):
-        found = lab.kept(f"probes {split}", lambda split=split, number=number: scenes(split, number))
-        images = lab.kept(f"pictures {split}", lambda found=found: [picture(scene) for scene in found])
+        found = lab.kept(f"probes {split}", partial(scenes, split, number))
+        images = lab.kept(f"pictures {split}", partial(_pictures, found))
         tables[split] = attributes(found)
         sides = [Side(INSTRUCTION, image=image) for image in images]
         vectors[split] = lab.embed_sides(backbone, sides, f"probes {split}")
@@ -144,19 +150,24 @@ def main() -> None:
     """Fill both tables."""
     lab = open_lab()
 
-    def stage_3(name: str) -> Backbone:
+    def probed(name: str) -> list[Row]:
+        if name in MODELS:
+            return probe(lab, train(lab, name, SEED))
         phases = [*bridge_phases(STAGE_3[name]), CONTRASTIVE.having(max_steps=STEPS, learning_rate=CONTRASTIVE_RATE)]
-        return lab.train(Start(BACKBONE, PAIRS, SEED), phases, keep=len(phases))
+        return probe(lab, lab.train(Start(BACKBONE, PAIRS, SEED), phases, keep=len(phases)))
+
+    def captioned(name: str) -> list[Row]:
+        return decoded(train(lab, name, SEED), captions, layout_of(name))
 
     captions = rows_of(lab, "Scenes_i2t")
     trained = [model for model in MODELS if bridge_phases(model)]
     key = {model: {"model": model, "seed": SEED} for model in (*MODELS, *STAGE_3)}
-    work(PROBES, [(key[model], lambda m=model: probe(lab, train(lab, m, SEED))) for model in MODELS])
+    work(PROBES, [(key[model], partial(probed, model)) for model in MODELS])
     work(
         DECODED,
-        [(key[model], lambda m=model: decoded(train(lab, m, SEED), captions, layout_of(m))) for model in trained],
+        [(key[model], partial(captioned, model)) for model in trained],
     )
-    work(PROBES, [(key[name], lambda n=name: probe(lab, stage_3(n))) for name in STAGE_3])
+    work(PROBES, [(key[name], partial(probed, name)) for name in STAGE_3])
 
 
 if __name__ == "__main__":

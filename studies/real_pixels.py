@@ -18,6 +18,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib import resources
 
 import numpy as np
@@ -132,7 +133,7 @@ def main() -> None:
         hits = {"digits": run(digits(seed), arm, seed), "photographs": np.concatenate(folds)}
         return [row | {"seconds": f"{time.perf_counter() - started:.0f}"} for row in hit_rows(hits)]
 
-    work(RESULTS, [({"arm": arm, "seed": seed}, lambda a=arm, s=seed: rows(a, s)) for seed in SEEDS for arm in ARMS])
+    work(RESULTS, [({"arm": arm, "seed": seed}, partial(rows, arm, seed)) for seed in SEEDS for arm in ARMS])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -150,8 +151,8 @@ def by_meta_task() -> str:
     """The deciding arms' differences by groups of data sets."""
     rows, lines = read(RESULTS), []
     for one, other in (("published", "full"), ("published", "shuffled"), ("published", "contrastive")):
-        found = [compare(rows, one, other, group) for group in GROUPS]
-        if all(found):
+        found = [each for group in GROUPS if (each := compare(rows, one, other, group))]
+        if len(found) == len(GROUPS):
             lines.append([f"`{one}` less `{other}`", *map(told, found)])
     return table(["", *GROUPS], lines)
 
@@ -241,11 +242,15 @@ TABLES = {
 }
 
 
+def _filled(make: Callable[[], str], block: re.Match[str]) -> str:
+    return f"{block[1]}\n{make()}\n\n{block[2]}"
+
+
 def written(page: str) -> str:
     """The page with its tables written anew."""
     for name, make in TABLES.items():
         block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.S)
-        page = block.sub(lambda match, make=make: f"{match[1]}\n{make()}\n\n{match[2]}", page)
+        page = block.sub(partial(_filled, make), page)
     return page
 
 
