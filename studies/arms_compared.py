@@ -1,4 +1,4 @@
-"""What a difference of hit@1 between two arms is worth: bootstrap over seeds and queries, and a verdict."""
+"""What a difference of hit@1 between two arms is worth: an interval over seeds and queries, and a verdict."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from results import unpack
-from scipy.stats import norm, t
+from scipy.stats import t
 
 from cocoa.catalogue import find_dataset
 from cocoa.metrics import group_members
 
-RESAMPLES = 10_000
 SMALLEST = 1.0
 """Points of hit@1: the smallest difference that would matter."""
+
+UNSATURATED = "Retrieval and Grounding"
+"""A group of our own: the meta-tasks in which arms can still gain."""
 
 Hits = Mapping[str, np.ndarray]
 """By data set, (seeds, queries): whether the right candidate came first, or the share of a few queries whose did."""
@@ -48,42 +50,59 @@ class Difference:
         return "equal" if small else "not resolved"
 
 
-def difference(one: Hits, other: Hits, group: str = "All", resamples: int = RESAMPLES) -> Difference:
+def difference(one: Hits, other: Hits, group: str = "All") -> Difference:
     """Compare two arms that ran on the same seeds and queries.
 
-    Seeds and, within each data set, queries are drawn with replacement, the same ones for both arms. Seeds are few: one
-    less than there are is drawn, which keeps their variance unbiased, and the intervals are widened as Student's t is.
+    Both are samples, and every seed has every query. So the variance of the mean is that of the seeds' averages, which
+    has what a seed and a query do together in it, and that of the queries' averages in each data set without it. (A
+    bootstrap that draws both counts it three times.) Intervals are Student's, as if all of it came from the seeds.
 
     Args:
         one: hits of the first arm.
         other: of the second, seeds in the same order.
         group: what is averaged over, see `members`.
-        resamples: how many samples.
 
     Raises:
         ValueError: a single seed.
     """
-    rng = np.random.default_rng(0)
-    names = members(one, group)
-    seeds = len(next(iter(one.values())))
+    changes = [100 * (one[name].astype(float) - other[name]) for name in members(one, group)]  # (S, Q) each
+    seeds = len(changes[0])
     if seeds < 2:
         raise ValueError("an interval over seeds takes two of them")
-    drawn = rng.multinomial(seeds - 1, np.full(seeds, 1 / seeds), resamples) / (seeds - 1)  # (R, S)
-    total, mean = np.zeros(resamples), 0.0
+    averaged = np.mean([change.mean(1) for change in changes], axis=0)  # (S,)
+    of_queries = sum(_variance_of_queries(change) for change in changes) / len(changes) ** 2
+    error = np.sqrt(averaged.var(ddof=1) / seeds + of_queries)
+    center = float(averaged.mean())
+
+    def interval(level: float) -> tuple[float, float]:
+        reach = float(error * t.ppf((1 + level) / 2, seeds - 1))
+        return center - reach, center + reach
+
+    return Difference(center, interval(0.90), interval(0.95), seeds)
+
+
+def _variance_of_queries(change: np.ndarray) -> float:
+    """Of a data set's mean, what its queries add: their averages' variance without the residual of (S, Q)."""
+    seeds, queries = change.shape
+    averages_of = change.mean(0)  # (Q,)
+    residual = change - change.mean(1, keepdims=True) - averages_of + change.mean()
+    noise = (residual**2).sum() / ((seeds - 1) * (queries - 1))
+    return max(0.0, averages_of.var(ddof=1) / queries - noise / (seeds * queries))
+
+
+def bootstrap(one: Hits, other: Hits, resamples: int = 10_000) -> tuple[float, float]:
+    """The 95 % interval of the same mean by drawing seeds and queries with replacement; wider, see `difference`."""
+    rng, total = np.random.default_rng(0), np.zeros(resamples)
+    names = members(one, "All")
+    seeds = len(next(iter(one.values())))
+    drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds  # (R, S)
     for name in names:
         change = one[name].astype(float) - other[name]  # (S, Q)
         queries = change.shape[1]
         weights = rng.multinomial(queries, np.full(queries, 1 / queries), resamples) / queries  # (R, Q)
         total += ((drawn @ change) * weights).sum(1)
-        mean += change.mean()
-    points, center = 100 * total / len(names), 100 * mean / len(names)
-
-    def interval(level: float) -> tuple[float, float]:
-        tails = np.array([(1 - level) / 2, (1 + level) / 2])
-        low, high = center + (np.quantile(points, tails) - center) * t.ppf(tails[1], seeds - 1) / norm.ppf(tails[1])
-        return float(low), float(high)
-
-    return Difference(center, interval(0.90), interval(0.95), seeds)
+    low, high = np.quantile(100 * total / len(names), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def compare(
@@ -103,6 +122,8 @@ def compare(
 def members(names: Iterable[str], group: str) -> list[str]:
     """The data sets that a group averages over; all of them where none is in a table of data sets."""
     names = list(names)
+    if group == UNSATURATED:
+        return [*members(names, "Retrieval"), *members(names, "Grounding")]
     known = [name for name in group_members(names)[group] if name in names]
     return names if not any(find_dataset(name) for name in names) else known
 

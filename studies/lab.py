@@ -11,6 +11,7 @@ import gc
 import hashlib
 import json
 import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -42,6 +43,8 @@ from cocoa.stages.contrastive import ContrastiveArguments
 from cocoa.stages.training import StageArguments
 
 IMAGES = ImageBudget((1, 16))
+MORE_TESTS = ("more-scenes-1", "more-scenes-2")
+"""Folders with test scenes only, as many as in `scenes` each: so that which queries there are adds little luck."""
 
 
 @dataclass(frozen=True)
@@ -135,12 +138,15 @@ class Lab:
         pool = self.kept("pool", lambda: load_pairs(config, start.seed).pairs)  # all of it: no seed decides
         return limit_rows(pool, start.pairs, start.seed)
 
-    def hits(self, backbone: Backbone, split: str) -> dict[str, np.ndarray]:
-        """For each data set of a split (queries,) whether the right candidate came first."""
-        found, inputs = self.evaluation(split)
-        vectors = self.embed_sides(backbone, inputs.sides, split)
-        ranks = rank_all(found, (vectors[place] for place in inputs.places))
-        return {name: (own == 1).numpy() for name, own in ranks.items()}
+    def hits(self, backbone: Backbone, split: str, folders: Sequence[str] = ("scenes",)) -> dict[str, np.ndarray]:
+        """For each data set of a split (queries,) whether the right candidate came first, one folder after another."""
+        parts: dict[str, list[np.ndarray]] = defaultdict(list)
+        for folder in folders:
+            found, inputs = self.evaluation(split, folder)
+            vectors = self.embed_sides(backbone, inputs.sides, f"{folder} {split}")
+            for name, own in rank_all(found, (vectors[place] for place in inputs.places)).items():
+                parts[name].append((own == 1).numpy())
+        return {name: np.concatenate(own) for name, own in parts.items()}
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
         """Something that is made once in a process, by name."""
@@ -148,10 +154,10 @@ class Lab:
             self.things[name] = make()
         return self.things[name]
 
-    def evaluation(self, split: str) -> tuple[list[EvalDataset], Inputs]:
+    def evaluation(self, split: str, folder: str = "scenes") -> tuple[list[EvalDataset], Inputs]:
         """The data sets of a split and their distinct inputs."""
-        folder = self.folder / "scenes" / "MMEB-eval"
-        return self.kept(split, lambda: distinct_inputs(read_eval(folder, split=split)))
+        path = self.folder / folder / "MMEB-eval"
+        return self.kept(f"{folder} {split}", lambda: distinct_inputs(read_eval(path, split=split)))
 
     def embed_sides(self, backbone: Backbone, sides: Sequence[Side], kept_as: str) -> Tensor:
         """Embeddings (sides, D) on the CPU; what a backbone's tower makes of the sides is kept under a name."""
@@ -222,6 +228,8 @@ def open_lab() -> Lab:
     """The lab of the studies, its scenes written where they are not there yet; what it does is logged."""
     start_log()
     write_scenes(RUNS / "scenes", seed=0, pairs=24_000, queries=200, progress=True)
+    for seed, folder in enumerate(MORE_TESTS, 1):
+        write_scenes(RUNS / folder, seed=seed, pairs=6, queries=200, progress=True, splits=("test",))
     return Lab(RUNS)
 
 

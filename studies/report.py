@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import beyond
-from arms_compared import Difference, averages, compare, seeds_of, stacked
+from arms_compared import UNSATURATED, Difference, averages, bootstrap, compare, seeds_of, stacked
 from bridge import MODELS, NATS, ZERO_SHOT
 from deciding import ARMS, BACKBONE, COMPARED, PAIRS, RESULTS, SIZES, SPREAD, TUNING
 from factors import OTHER_BACKBONE, PAIR_COUNTS, found_with
@@ -149,17 +149,25 @@ def told(found: Difference) -> str:
 
 def by_meta_task() -> str:
     """The deciding arms' differences by groups of data sets."""
-    rows, lines = read(RESULTS), []
+    rows, lines, groups = read(RESULTS), [], (*GROUPS, UNSATURATED)
     for one, other in (("published", "full"), ("published", "shuffled"), ("published", "contrastive")):
-        found = [each for group in GROUPS if (each := compare(rows, one, other, group))]
-        if len(found) == len(GROUPS):
+        found = [each for group in groups if (each := compare(rows, one, other, group))]
+        if len(found) == len(groups):
             lines.append([f"`{one}` less `{other}`", *map(told, found)])
-    return table(["", *GROUPS], lines)
+    return table(["", *groups], lines)
 
 
 def deciding() -> str:
-    """The deciding experiment."""
-    return compared(read(RESULTS), ARMS, BASELINES)
+    """The deciding experiment: the comparison it is about, and every arm."""
+    rows, (one, other) = read(RESULTS), COMPARED
+    found = compare(rows, one, other)
+    if found is None:
+        return table([], [])
+    common = sorted(set(seeds_of(rows, one)) & set(seeds_of(rows, other)))
+    low, high = bootstrap(stacked(rows, one, common), stacked(rows, other, common))
+    plain = f"A plain bootstrap over seeds and queries: [{low:+.1f}, {high:+.1f}]."
+    head = f"**`{one}` less `{other}`: {told(found)}** (95 %; 90 %: [{found.inner[0]:+.1f}, {found.inner[1]:+.1f}]"
+    return f"{head}; {found.seeds} seeds). {plain}\n\n{compared(rows, ARMS, BASELINES)}"
 
 
 def explored(rows: Rows, arms: Iterable[str], baseline: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 import report
 import results
 import torch
-from arms_compared import Difference, difference, stacked
+from arms_compared import Difference, bootstrap, difference, stacked
 from bridge import patched
 from embed import GROUP_TOKENS, like_length
 from lab import Lab, Phase, Start, arguments, every_text
@@ -116,6 +116,12 @@ def test_features_stand_for_pixels(lab, rows):
             assert torch.equal(weight, before[name])
         else:
             assert (weight - theirs[name]).abs().mean() < 0.02 * (weight - before[name]).abs().mean()
+
+
+def test_hits_of_two_folders_stand_one_behind_the_other(lab):
+    backbone = load_backbone("mini-qwen2-vl", ImageBudget((1, 16)), attention="causal")
+    once, twice = (lab.hits(backbone, "validation", folders) for folders in (("scenes",), ("scenes", "scenes")))
+    assert all(np.array_equal(twice[name], np.tile(own, 2)) for name, own in once.items())
 
 
 def test_hits_are_those_of_the_evaluator(lab):
@@ -324,12 +330,12 @@ def test_an_interval_holds_the_difference_of_two_arms():
     rng = np.random.default_rng(0)
     one = {name: rng.random((8, 200)) < 0.6 for name in ("SceneObjects", "Scenes_i2t")}
     other = {name: rng.random((8, 200)) < 0.5 for name in one}
-    found = difference(one, other, resamples=2000)
+    found = difference(one, other)
     expected = 100 * np.mean([one[name].mean() - other[name].mean() for name in one])
     assert found.mean == pytest.approx(expected)
     assert found.outer[0] < found.inner[0] < expected < found.inner[1] < found.outer[1]
     assert found.verdict == "better"
-    alone = difference(one, other, group="Classification", resamples=2000)
+    alone = difference(one, other, group="Classification")
     assert alone.mean == pytest.approx(100 * (one["SceneObjects"].mean() - other["SceneObjects"].mean()))
 
 
@@ -338,9 +344,32 @@ def test_seeds_count_as_much_as_queries():
     luck = np.random.default_rng(3).random((12, 1)).repeat(100, 1) < 0.5
     found = difference({"SceneObjects": luck}, {"SceneObjects": np.zeros_like(luck)})
     expected = stats.ttest_1samp(100.0 * luck[:, 0], 0).confidence_interval(0.95)
-    assert found.outer == pytest.approx((expected.low, expected.high), rel=0.1)
+    assert found.outer == pytest.approx((expected.low, expected.high))
     with pytest.raises(ValueError, match="two"):
         difference({"SceneObjects": luck[:1]}, {"SceneObjects": luck[:1]})
+
+
+@pytest.mark.parametrize("seeds", [4, 16])
+def test_intervals_hold_what_is_true_as_often_as_they_say(seeds):
+    """Seeds, queries and what they do together all vary."""
+    rng, held = np.random.default_rng(1), 0
+    for _ in range(300):
+        parts = {"SceneObjects": (3, 20), "Scenes_i2t": (1, 40)}  # standard deviations of seeds and queries
+        change = {
+            name: (rng.normal(0, a, (seeds, 1)) + rng.normal(0, b, (1, 60)) + rng.normal(0, 60, (seeds, 60))) / 100
+            for name, (a, b) in parts.items()
+        }
+        nothing = {name: np.zeros_like(own) for name, own in change.items()}
+        low, high = difference(change, nothing).outer
+        held += low < 0 < high
+    assert 0.93 < held / 300 <= 0.99
+
+
+def test_the_bootstrap_counts_the_residual_three_times():
+    noise = np.random.default_rng(0).normal(0, 0.6, (100, 400))
+    one, nothing = {"SceneObjects": noise}, {"SceneObjects": np.zeros_like(noise)}
+    (low, high), (lowest, highest) = difference(one, nothing).outer, bootstrap(one, nothing)
+    assert (highest - lowest) / (high - low) == pytest.approx(3**0.5, rel=0.1)
 
 
 @pytest.mark.parametrize(
