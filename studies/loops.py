@@ -185,7 +185,7 @@ class Reconstruction:
         for group in like_length([len(each["input_ids"]) for each in samples]):
             batch = collate([samples[i] for i in group], self.backbone.tokenizer.pad_token_id)
             sums = self.model(**{name: value.to(self.backbone.model.device) for name, value in batch.items()})
-            loss = sum(share * sums[term][0] / counts[term] for term, share in self.weights.items())
+            loss = sum(share * sums[term][0] / max(counts[term], 1) for term, share in self.weights.items())
             (weight * loss).backward()
             total += loss.item()
         return total

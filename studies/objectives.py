@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cocoa.attention import bidirectional, causal
 from cocoa.backbone import Backbone
+from cocoa.corruption import IGNORE_INDEX
 from cocoa.pairs import ContentPair
 from cocoa.reconstruction import PatchDecoder, predict_tokens
 from cocoa.stages.eos_bridge import bridge
@@ -67,7 +68,7 @@ class FinalState(Reconstructor):
         embeds = self.model.get_input_embeddings()(input_ids.gather(1, order))
         final = self.projection(states[rows, eos_position])  # (B, D)
         embeds = torch.cat([final[:, None].to(embeds.dtype), embeds[:, 1:]], dim=1)
-        own = labels.gather(1, order).masked_fill(~mask, -100)
+        own = labels.gather(1, order).masked_fill(~mask, IGNORE_INDEX)
         decoded = self.model.model.language_model(
             inputs_embeds=embeds,
             attention_mask=bidirectional(mask),
@@ -134,33 +135,31 @@ def with_picture(
     patch_mask_ratio: float,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """A, EOS and a B that is the picture itself, in part hidden, and the text behind it.
+    """A, EOS and B; of half the rows B is the picture itself, in part hidden.
 
-    What is hidden of the picture can be rebuilt from its other patches and from what EOS carries of the whole one.
+    What is hidden of it can be rebuilt from its other patches and from what EOS carries of the whole one.
     """
     sample = bridge(backbone, row, max_length, text_mask_ratio, generator)
-    eos = int(sample["eos_position"])
-    corrupted, hidden = hide_patches(backbone, sample["pixel_values"], patch_mask_ratio, generator)
-    config, ids, labels = backbone.model.config, sample["input_ids"], sample["labels"]
-    picture = torch.tensor(
-        [config.vision_start_token_id, *[config.image_token_id] * len(hidden), config.vision_end_token_id]
-    )
-    before, after = slice(0, eos + 1), slice(eos + 1, None)
-    no_label = torch.full_like(picture, -100)
-    hidden_units = torch.zeros(len(ids) + len(picture), dtype=torch.bool)
-    hidden_units[eos + 2 : eos + 2 + len(hidden)] = hidden
+    pixels, ids, eos = sample["pixel_values"], sample["input_ids"], int(sample["eos_position"])
+    nothing = torch.zeros_like(ids, dtype=torch.bool)
+    if torch.rand((), generator=generator) < 0.5:
+        return sample | {"hidden_units": nothing, "target_pixels": pixels.new_empty(0, backbone.unit_size)}
+    corrupted, hidden = hide_patches(backbone, pixels, patch_mask_ratio, generator)
+    config = backbone.model.config
+    start, image, end = (getattr(config, f"{name}_token_id") for name in ("vision_start", "image", "vision_end"))
+    ids = torch.cat([ids[: eos + 1], torch.tensor([start, *[image] * len(hidden), end])])
     return {
-        "input_ids": torch.cat([ids[before], picture, ids[after]]),
-        "labels": torch.cat([labels[before], no_label, labels[after]]),
-        "pixel_values": torch.cat([sample["pixel_values"], corrupted]),
+        "input_ids": ids,
+        "labels": torch.full_like(ids, IGNORE_INDEX),
+        "pixel_values": torch.cat([pixels, corrupted]),
         "image_grid_thw": sample["image_grid_thw"].repeat(2, 1),
         "eos_position": sample["eos_position"],
-        "hidden_units": hidden_units,
-        "target_pixels": sample["pixel_values"].reshape(len(hidden), -1)[hidden],
+        "hidden_units": torch.cat([nothing[: eos + 2], hidden, torch.tensor([False])]),
+        "target_pixels": pixels.reshape(len(hidden), -1)[hidden],
     }
 
 
 def picture_model(backbone: Backbone) -> Reconstructor:
-    """Rebuilds both halves of `with_picture`, under the strict bridge."""
+    """Rebuilds the texts and pictures of `with_picture`, under the strict bridge."""
     decoder = PatchDecoder(backbone.model.model.language_model, backbone.unit_size)
     return Reconstructor(backbone, layout="strict", patch_decoder=decoder)

@@ -16,7 +16,7 @@ import beyond
 from arms_compared import UNSATURATED, Difference, averages, bootstrap, compare, seeds_of, stacked
 from bridge import MODELS, NATS, ZERO_SHOT
 from deciding import ARMS, BACKBONE, COMPARED, PAIRS, RESULTS, SIZES, SPREAD, TUNING
-from factors import OTHER_BACKBONE, PAIR_COUNTS, found_with
+from factors import OTHER_BACKBONE, OVER_PAIRS, PAIR_COUNTS, found_with
 from mmeb_hours import run_hours, stage_hours
 from nats import CLASSES
 from plots import draw_all
@@ -194,7 +194,7 @@ def over_pairs() -> str:
     """With and without pre-training, over the number of pairs and on the other backbone."""
     parts = []
     for backbone, pairs in [(BACKBONE, PAIRS), *((BACKBONE, n) for n in PAIR_COUNTS), (OTHER_BACKBONE, PAIRS)]:
-        told_here = explored(found_with(backbone, pairs), ("published", "contrastive"), "contrastive")
+        told_here = explored(found_with(backbone, pairs), OVER_PAIRS, "contrastive")
         parts.append(f"{backbone}, {pairs} pairs of each data set:\n\n{told_here}")
     return "\n\n".join(parts)
 

@@ -265,9 +265,15 @@ def test_word_by_word_hides_what_comes_later(backbone, rows):
     assert ["".join(str(int(each)) for each in row) for row in seen] == expected
 
 
-def test_a_picture_stands_behind_eos_and_is_hidden_in_part(backbone, rows):
+def test_half_the_rows_have_their_picture_behind_eos_hidden_in_part(backbone, rows):
     row = next(row for row in rows if row.dataset == "Scenes_i2t")
-    sample = with_picture(backbone, row, 4096, 0.7, 0.5, torch.Generator().manual_seed(1))
+    samples = [with_picture(backbone, row, 4096, 0.7, 0.5, torch.Generator().manual_seed(n)) for n in range(40)]
+    texts, shown = ([each for each in samples if (len(each["image_grid_thw"]) == n)] for n in (1, 2))
+    assert len(texts) + len(shown) == 40 and min(len(texts), len(shown)) > 10
+    for each in texts:
+        assert not each["hidden_units"].any() and len(each["target_pixels"]) == 0
+        assert (each["labels"] != IGNORE_INDEX).any()
+    sample = shown[0]
     is_image = sample["input_ids"] == backbone.model.config.image_token_id
     eos = int(sample["eos_position"])
     assert is_image.sum() == 18 and is_image[eos:].sum() == 9
@@ -276,7 +282,7 @@ def test_a_picture_stands_behind_eos_and_is_hidden_in_part(backbone, rows):
     clean, corrupted = sample["pixel_values"].chunk(2)
     changed = (clean != corrupted).any(1).reshape(9, 4)
     assert torch.equal(changed.all(1), sample["hidden_units"][is_image][9:])
-    assert (sample["labels"] != IGNORE_INDEX)[eos + 12 :].any() and (sample["labels"][: eos + 12] == IGNORE_INDEX).all()
+    assert (sample["labels"] == IGNORE_INDEX).all()
 
 
 def test_other_images_are_others_and_the_words_stay(rows):
@@ -462,13 +468,13 @@ def test_a_loss_beside_the_contrastive_one_has_gradients(lab):
 def test_layouts_share_the_rate_that_is_best_in_their_mean(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "RUNS", tmp_path)
     monkeypatch.setattr(deciding, "TUNING", tmp_path / "tuning.csv")
-    scores = {"contrastive": (50, 60, 40), "published": (60, 66, 62), "full": (61, 50, 62), "ntp": (0, 1, 2)}
+    scores = {"contrastive": (50, 60, 40), "published": (60, 66, 62, 1), "full": (61, 50, 62, 1), "ntp": (0, 1, 2)}
     rows = [
-        {"pairs": deciding.PAIRS, "arm": arm, "rate": rate, "All": value}
+        {"pairs": deciding.PAIRS, "seed": deciding.TUNING_SEED, "arm": arm, "rate": rate, "All": value}
         for arm, values in scores.items()
         for rate, value in zip(deciding.rates_of(arm), values, strict=True)
     ]
-    results.append(deciding.TUNING, [*rows, rows[0] | {"pairs": 1, "All": 99}])
+    results.append(deciding.TUNING, [*rows, rows[0] | {"pairs": 1, "All": 99}, rows[2] | {"seed": 1, "All": 99}])
     _, second, third = deciding.RATES
     rates = {arm: deciding.phases_after(arm)[-2].options["learning_rate"] for arm in deciding.LAYOUTS}
     assert rates == dict.fromkeys(deciding.LAYOUTS, third)
@@ -478,7 +484,7 @@ def test_layouts_share_the_rate_that_is_best_in_their_mean(tmp_path, monkeypatch
         deciding.best_rate("moca")
 
 
-def test_the_best_bridge_is_confirmed_if_it_is_a_point_better(tmp_path, monkeypatch):
+def test_the_best_bridge_is_confirmed_if_it_is_two_points_better(tmp_path, monkeypatch):
     monkeypatch.setattr(deciding, "best_rate", lambda *arms: 1e-3)
     monkeypatch.setattr(results, "RUNS", tmp_path)
     monkeypatch.setattr(factors, "RESULTS", tmp_path / "factors.csv")
@@ -488,7 +494,7 @@ def test_the_best_bridge_is_confirmed_if_it_is_a_point_better(tmp_path, monkeypa
     results.append(factors.RESULTS, [*published, published[0] | {"pairs": 4000, "All": 90.0}])
     with pytest.raises(SystemExit, match="has not been run on all seeds"):
         beyond.chosen()
-    for best, chosen in ((60.9, []), (61.0, ["late bridge"])):
+    for best, chosen in ((61.9, []), (62.0, ["late bridge"])):
         beyond.EXPLORED.unlink(missing_ok=True)
         rows = [
             {"arm": arm, "seed": seed, "All": best if arm == "late bridge" else 60.5}
