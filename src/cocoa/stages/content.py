@@ -84,6 +84,31 @@ def room_for_text(backbone: Backbone, max_length: int) -> int:
     return room
 
 
+def pack(samples: list[dict[str, Tensor]], backbone: Backbone) -> dict[str, Tensor]:
+    """One row (1, N) of all samples' tokens, without padding, the shortest first.
+
+    Besides the samples' own tensors, with `eos_position` and `compression_start` (B,) as places in the row, it has
+    `lengths` (B,), and `position_ids` (3, 1, N), the M-RoPE positions of each sample from its own start.
+    """
+    samples = sorted(samples, key=lambda sample: len(sample["input_ids"]))
+    batch: dict[str, Tensor] = {}
+    lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
+    for key in samples[0]:
+        values = [sample[key] for sample in samples]
+        if key in ("input_ids", "labels", "hidden_units"):
+            batch[key] = torch.cat(values)[None]
+        elif key in ("eos_position", "compression_start"):
+            batch[key] = torch.stack(values) + lengths.cumsum(0) - lengths
+        else:
+            batch[key] = torch.cat(values)
+    positions = [
+        backbone.rope_positions(ids[None], torch.ones_like(ids)[None], sample.get("image_grid_thw"))
+        for sample in samples
+        for ids in [sample["input_ids"]]
+    ]
+    return batch | {"lengths": lengths, "position_ids": torch.cat(positions, dim=2)}
+
+
 def collate(samples: list[dict[str, Tensor]], pad_token_id: int) -> dict[str, Tensor]:
     """Pad token tensors on the right, and concatenate images."""
     fill = {"input_ids": pad_token_id, "labels": IGNORE_INDEX, "hidden_units": False}

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cocoa import blocks
 from cocoa.attention import BridgeLayout, bidirectional, compressed, eos_bridged
 from cocoa.backbone import Backbone
 from cocoa.corruption import IGNORE_INDEX
@@ -51,6 +52,7 @@ class Reconstructor(nn.Module):
     ) -> None:
         super().__init__()
         self.model = backbone.model
+        self.model.set_attn_implementation({"text_config": blocks.IN_BLOCKS})
         self.patch_decoder = patch_decoder
         self.layout = layout
         self.shifted = shifted
@@ -72,16 +74,31 @@ class Reconstructor(nn.Module):
             return compressed(compression_start, self._compression_tokens, attention_mask)
         return bidirectional(attention_mask)
 
+    def in_blocks(
+        self, lengths: Tensor, eos_position: Tensor | None, compression_start: Tensor | None
+    ) -> blocks.Layout:
+        """Who attends to whom in a packed batch; arguments as `predict`."""
+        each = lengths.tolist()
+        if eos_position is not None:
+            found = blocks.eos_bridged(each, eos_position.tolist(), self.layout)
+        elif compression_start is not None:
+            found = blocks.compressed(each, compression_start.tolist(), self._compression_tokens)
+        else:
+            found = blocks.bidirectional(each)
+        return blocks.Layout(found, self.model.device)
+
     def predict(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
         labels: Tensor,
         pixel_values: Tensor,
         image_grid_thw: Tensor,
+        attention_mask: Tensor | None = None,
         eos_position: Tensor | None = None,
         compression_start: Tensor | None = None,
         hidden_units: Tensor | None = None,
+        lengths: Tensor | None = None,
+        position_ids: Tensor | None = None,
     ) -> Prediction:
         """One forward pass over the corrupted input, and what it makes of everything hidden.
 
@@ -95,11 +112,18 @@ class Reconstructor(nn.Module):
             compression_start: (B,) where the compression tokens begin, if a dialogue follows them.
             hidden_units: (B, T) True on image tokens whose patches are hidden; only with a patch decoder.
         """
-        positions = self._rope_positions(input_ids, attention_mask, image_grid_thw)
-        mask = self.attention(attention_mask, eos_position, compression_start)
+        mask: Any
+        if lengths is None:
+            positions = self._rope_positions(input_ids, attention_mask, image_grid_thw)
+            mask = self.attention(attention_mask, eos_position, compression_start)
+            masks = mask
+        else:
+            positions = position_ids
+            mask = self.in_blocks(lengths, eos_position, compression_start)
+            masks = {"full_attention": mask}
         hidden_states = self.model.model(
             input_ids=input_ids,
-            attention_mask=mask,
+            attention_mask=masks,
             position_ids=positions,
             pixel_values=pixel_values,
             image_grid_thw=image_grid_thw,
@@ -113,51 +137,32 @@ class Reconstructor(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
         labels: Tensor,
-        pixel_values: Tensor,
-        image_grid_thw: Tensor,
-        eos_position: Tensor | None = None,
-        compression_start: Tensor | None = None,
-        hidden_units: Tensor | None = None,
         target_pixels: Tensor | None = None,
+        **batch: Tensor,
     ) -> Sums:
         """Every loss term of one forward pass; arguments as `predict`, and the pixels to compare with.
 
         Args:
-            input_ids: (B, T).
-            attention_mask: (B, T).
             labels: (B, T).
-            pixel_values: (patches, values).
-            image_grid_thw: (images, 3).
-            eos_position: (B,).
-            compression_start: (B,).
-            hidden_units: (B, T).
             target_pixels: (P, unit_size) pixels of the hidden units.
+            **batch: the other arguments of `predict`.
 
         Returns:
             Sums and counts: `token` (cross-entropy), `accuracy`, and `patch` (MAE) or, with a bridge, `first` (the
             first token of block B, decoded from the final state of EOS itself).
         """
-        tokens, pixels = self.predict(
-            input_ids,
-            attention_mask,
-            labels,
-            pixel_values,
-            image_grid_thw,
-            eos_position,
-            compression_start,
-            hidden_units,
-        )
-        count = torch.tensor(len(tokens.losses), device=input_ids.device)
+        tokens, pixels = self.predict(labels=labels, **batch)
+        count = torch.tensor(len(tokens.losses), device=labels.device)
         sums = {"token": (tokens.losses.sum(), count), "accuracy": (tokens.correct.sum(), count)}
-        if eos_position is not None:
-            first = tokens.positions == eos_position[tokens.rows] + 1
+        if "eos_position" in batch:
+            behind = batch["eos_position"] + 1  # (B,), in a packed batch all in one row
+            packed = "lengths" in batch
+            first = torch.isin(tokens.positions, behind) if packed else tokens.positions == behind[tokens.rows]
             sums["first"] = (tokens.losses[first].sum(), first.sum())
         if pixels is not None:
-            assert hidden_units is not None and target_pixels is not None
-            sums["patch"] = (patch_loss(pixels, target_pixels), hidden_units.sum())
+            assert target_pixels is not None
+            sums["patch"] = (patch_loss(pixels, target_pixels), batch["hidden_units"].sum())
         return sums
 
 

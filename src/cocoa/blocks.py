@@ -1,0 +1,162 @@
+"""Attention block by block: the layouts of `cocoa.attention`, without a mask and without the scores they forbid.
+
+Inputs stand one after another in one row of tokens, without padding. A layout is a list of blocks: queries that lie
+together, and the keys, together too, that all of them see. Blocks of one size are computed in one call, or all of them
+in one where torch has a kernel for it (half precision on a GPU).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention.bias import causal_lower_right
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from cocoa.attention import BridgeLayout
+
+IN_BLOCKS = "in_blocks"
+"""`attend` in transformers."""
+
+
+class Block(NamedTuple):
+    """Queries and the keys they see, as places in the row.
+
+    Attributes:
+        queries: first place, and that behind the last.
+        keys: as `queries`.
+        causal: the last query sees all keys, each before it one key less.
+    """
+
+    queries: tuple[int, int]
+    keys: tuple[int, int]
+    causal: bool = False
+
+
+def bidirectional(lengths: Sequence[int], causal: bool = False) -> list[Block]:
+    """Each token sees its own input (or what of it stands before it)."""
+    return [Block(span, span, causal) for span in _spans(lengths)]
+
+
+def eos_bridged(lengths: Sequence[int], eos_places: Sequence[int], layout: BridgeLayout) -> list[Block]:
+    """Blocks A and B of each input, that meet in its EOS; see `cocoa.attention.eos_bridged`.
+
+    Args:
+        lengths: tokens of each input.
+        eos_places: in the row, of each input.
+        layout: `published`, `strict` or `full`.
+    """
+    if layout == "full":
+        return bidirectional(lengths)
+    blocks = []
+    for (start, end), eos in zip(_spans(lengths), eos_places, strict=True):
+        if layout == "strict":
+            blocks.append(Block((start, eos + 1), (start, eos + 1)))
+        else:
+            blocks += [Block((start, eos), (start, eos + 1)), Block((eos, eos + 1), (start, end))]
+        blocks.append(Block((eos + 1, end), (eos, end)))
+    return [block for block in blocks if block.queries[0] < block.queries[1]]
+
+
+def compressed(lengths: Sequence[int], first_places: Sequence[int], count: int) -> list[Block]:
+    """Causal, what follows the compression tokens sees nothing before them; see `cocoa.attention.compressed`.
+
+    Args:
+        lengths: tokens of each input.
+        first_places: in the row, of each input's first compression token.
+        count: of them in an input.
+    """
+    blocks = []
+    for (start, end), first in zip(_spans(lengths), first_places, strict=True):
+        behind = first + count
+        blocks += [Block((start, behind), (start, behind), True), Block((behind, end), (first, end), True)]
+    return [block for block in blocks if block.queries[0] < block.queries[1]]
+
+
+def _spans(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    start = 0
+    for length in lengths:
+        yield start, start + length
+        start += length
+
+
+class Layout:
+    """Who attends to whom in a row: blocks whose queries are every place of it once.
+
+    Args:
+        blocks: in any order.
+        device: of the row.
+    """
+
+    def __init__(self, blocks: Sequence[Block], device: torch.device) -> None:
+        alike: dict[tuple[int, int, bool], list[Block]] = defaultdict(list)
+        for block in blocks:
+            queries, keys = (end - start for start, end in block[:2])
+            alike[queries, keys, block.causal and queries > 1].append(block)
+        self.groups = [(len(own), *size) for size, own in alike.items()]
+        """How many blocks there are of so many queries and keys, causal or not."""
+        ordered = [block for own in alike.values() for block in own]
+        self.queries, self.keys = (
+            _places([block[side] for block in ordered], device) for side in (0, 1)
+        )  # (N,) and (keys,) places, None where they are all in order
+        self.back = None if self.queries is None else self.queries.argsort()
+        """(N,) where each place's query went."""
+
+
+def _places(spans: Sequence[tuple[int, int]], device: torch.device) -> Tensor | None:
+    if all(end == start for (_, end), (start, _) in zip(spans, spans[1:], strict=False)) and spans[0][0] == 0:
+        return None
+    return torch.cat([torch.arange(*span) for span in spans]).to(device)
+
+
+def attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | Layout | None, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of a row by its layout; of a padded batch with its mask, as transformers' `sdpa` does it.
+
+    Args:
+        module: the attention layer.
+        query: (1, H, N, D); `key` and `value` too, perhaps with fewer heads.
+        key: as query.
+        value: as key.
+        attention_mask: the layout.
+        options: `scaling` of the scores and `dropout` of the weights.
+
+    Returns:
+        (1, N, H, D), and no weights.
+    """
+    if not isinstance(attention_mask, Layout):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    layout = attention_mask
+    q = _taken(query[0].transpose(0, 1), layout.queries)  # (N, H, D)
+    k, v = (_taken(each[0].transpose(0, 1), layout.keys) for each in (key, value))
+    q_sizes = [count * queries for count, queries, _, _ in layout.groups]
+    k_sizes = [count * keys for count, _, keys, _ in layout.groups]
+    parts = []
+    for (count, queries, keys, causal), *own in zip(
+        layout.groups, q.split(q_sizes), k.split(k_sizes), v.split(k_sizes), strict=True
+    ):
+        found = F.scaled_dot_product_attention(
+            *(each.unflatten(0, (count, -1)).transpose(1, 2) for each in own),  # (count, H, T, D)
+            attn_mask=causal_lower_right(queries, keys) if causal and queries < keys else None,
+            dropout_p=options.get("dropout", 0.0),
+            is_causal=causal and queries == keys,
+            scale=options.get("scaling"),
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        parts.append(found.transpose(1, 2).flatten(0, 1))  # (count * T, H, D)
+    return _taken(torch.cat(parts), layout.back)[None], None
+
+
+def _taken(rows: Tensor, places: Tensor | None) -> Tensor:
+    return rows if places is None else rows.index_select(0, places)
+
+
+AttentionInterface.register(IN_BLOCKS, attend)
+AttentionMaskInterface.register(IN_BLOCKS, sdpa_mask)
