@@ -50,7 +50,7 @@ def test_attention_is_that_of_the_mask(name, kv_heads):
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, heads, sum(LENGTHS), 8, requires_grad=True) for heads in (4, kv_heads, kv_heads))
     weight = torch.randn(1, sum(LENGTHS), 4, 8)
-    ours, _ = blocks.attend(None, q, k, v, blocks.Layout(found, torch.device("cpu")), scaling=0.3, dropout=0.0)
+    ours, _ = blocks.attend(None, q, k, v, blocks.Layout(found), scaling=0.3, dropout=0.0)
     theirs = scaled_dot_product_attention(q, k, v, dense(masks), scale=0.3, enable_gqa=True).transpose(1, 2)
     torch.testing.assert_close(ours, theirs)
     for mine, other in zip(
@@ -62,9 +62,9 @@ def test_attention_is_that_of_the_mask(name, kv_heads):
 
 
 def test_blocks_of_one_size_are_one_call():
-    layout = blocks.Layout(blocks.bidirectional([5, 3, 5, 3, 3]), torch.device("cpu"))
+    layout = blocks.Layout(blocks.bidirectional([5, 3, 5, 3, 3]))
     assert layout.groups == [(2, 5, 5, False), (3, 3, 3, False)]
-    assert layout.queries is not None and blocks.Layout(blocks.bidirectional([3, 3, 5]), "cpu").queries is None
+    assert layout.queries is not None and blocks.Layout(blocks.bidirectional([3, 3, 5])).queries is None
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -90,7 +90,8 @@ def test_a_packed_batch_gives_the_padded_one_s_losses_and_gradients(tiny_backbon
         for name, value in samples[1].items()
     }
     found = []
-    for batch in (collate(samples, backbone.tokenizer.pad_token_id), pack(samples, backbone)):
+    layout = stage if stage in attention.BRIDGE_LAYOUTS else "published"
+    for batch in (collate(samples, backbone.tokenizer.pad_token_id), pack(samples, backbone, layout)):
         sums = model(**batch)
         (sums["token"][0] + sums.get("patch", [0])[0]).backward()
         found.append((sums, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))

@@ -49,9 +49,9 @@ class Meter:
         self.started = time.perf_counter()
 
     def count(self, inputs: dict[str, Any]) -> None:
-        """Add one piece of a batch: every attention mask (B, T) in it, 1 on what is no padding."""
+        """Add one piece of a batch: its `lengths`, or every attention mask (B, T) in it, 1 on what is no padding."""
         for name, value in inputs.items():
-            if name.endswith("attention_mask"):
+            if name == "lengths" or name.endswith("attention_mask"):
                 self.tokens += value.sum().to(self.device)  # no copy to the host: a step shall not wait for it
 
     def mine(self) -> Tensor:

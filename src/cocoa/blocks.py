@@ -87,14 +87,9 @@ def _spans(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 class Layout:
-    """Who attends to whom in a row: blocks whose queries are every place of it once.
+    """Who attends to whom in a row: blocks whose queries are every place of it once, in any order."""
 
-    Args:
-        blocks: in any order.
-        device: of the row.
-    """
-
-    def __init__(self, blocks: Sequence[Block], device: torch.device) -> None:
+    def __init__(self, blocks: Sequence[Block]) -> None:
         alike: dict[tuple[int, int, bool], list[Block]] = defaultdict(list)
         for block in blocks:
             queries, keys = (end - start for start, end in block[:2])
@@ -102,17 +97,23 @@ class Layout:
         self.groups = [(len(own), *size) for size, own in alike.items()]
         """How many blocks there are of so many queries and keys, causal or not."""
         ordered = [block for own in alike.values() for block in own]
-        self.queries, self.keys = (
-            _places([block[side] for block in ordered], device) for side in (0, 1)
-        )  # (N,) and (keys,) places, None where they are all in order
+        self.queries, self.keys = (_places([block[side] for block in ordered]) for side in (0, 1))
+        """(N,) and (keys,) places in the order of the groups; None where the row has that order itself."""
         self.back = None if self.queries is None else self.queries.argsort()
         """(N,) where each place's query went."""
 
+    def to(self, device: torch.device, non_blocking: bool = False) -> Layout:
+        """Move the places to a device, in place; what moves a batch calls it."""
+        for name in ("queries", "keys", "back"):
+            places = getattr(self, name)
+            setattr(self, name, None if places is None else places.to(device, non_blocking=non_blocking))
+        return self
 
-def _places(spans: Sequence[tuple[int, int]], device: torch.device) -> Tensor | None:
+
+def _places(spans: Sequence[tuple[int, int]]) -> Tensor | None:
     if all(end == start for (_, end), (start, _) in zip(spans, spans[1:], strict=False)) and spans[0][0] == 0:
         return None
-    return torch.cat([torch.arange(*span) for span in spans]).to(device)
+    return torch.cat([torch.arange(*span) for span in spans])
 
 
 def attend(

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from cocoa.corruption import IGNORE_INDEX
+
+
+LOGITS_AT_ONCE = 2**26
+"""Of all predicted tokens and the whole vocabulary: 0.25 GiB in float32, so that a batch's size does not bound it."""
 
 
 class TokenPrediction(NamedTuple):
@@ -56,11 +62,21 @@ def predict_tokens(
     rows, before = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)  # (M,), (M,)
     positions = before + 1
     targets = labels[rows, positions]  # (M,)
-    logits = head(hidden_states[rows, before if shifted else positions]).float()  # (M, V)
-    logits[:, list(excluded_ids)] = float("-inf")
-    losses = F.cross_entropy(logits, targets, reduction="none")
-    likeliest = logits.argmax(-1)  # (M,)
+    states = hidden_states[rows, before if shifted else positions]  # (M, D)
+    at_once = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+    score = partial(_score, head, list(excluded_ids))
+    if len(states) > at_once and torch.is_grad_enabled():  # logits are computed again in the backward pass
+        score = partial(checkpoint, score, use_reentrant=False)
+    parts = [score(*part) for part in zip(states.split(at_once), targets.split(at_once), strict=True)]
+    losses, likeliest = (torch.cat(each) for each in zip(*parts, strict=True))
     return TokenPrediction(losses, likeliest == targets, rows, positions, likeliest)
+
+
+def _score(head: nn.Module, excluded: list[int], states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(M,) losses and likeliest ids."""
+    logits = head(states).float()  # (M, V)
+    logits[:, excluded] = float("-inf")
+    return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1)
 
 
 class PatchDecoder(nn.Module):

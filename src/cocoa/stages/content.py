@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,11 +12,13 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers.trainer_utils import IntervalStrategy
 
+from cocoa import blocks
+from cocoa.attention import BridgeLayout
 from cocoa.backbone import Backbone
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.errors import CocoaError
 from cocoa.pairs import ContentPair
-from cocoa.stages.training import StageArguments
+from cocoa.stages.training import StageArguments, check_range
 
 
 @dataclass
@@ -25,15 +28,19 @@ class ReconstructionArguments(StageArguments):
     `ddp_find_unused_parameters` defaults to False: every row has an image and a text, so every weight is used.
 
     Args:
+        tokens_per_pass: a device's share of a batch goes through the model in parts of at most so many tokens: bounds
+            the memory, leaves the gradients as they are.
         cache_inputs: keep each row's encoded image and text in memory instead of encoding them in every epoch,
             for small data: 19 kB an image token, in every process and data loader worker.
     """
 
+    tokens_per_pass: int = 16_384
     cache_inputs: bool = False
     ddp_find_unused_parameters: bool | None = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_range("tokens_per_pass", self.tokens_per_pass, 0)
         if self.eval_strategy != IntervalStrategy.NO:
             raise CocoaError("eval_strategy: only the contrastive stage is validated while it runs; leave it out")
 
@@ -84,15 +91,37 @@ def room_for_text(backbone: Backbone, max_length: int) -> int:
     return room
 
 
-def pack(samples: list[dict[str, Tensor]], backbone: Backbone) -> dict[str, Tensor]:
-    """One row (1, N) of all samples' tokens, without padding, the shortest first.
+def passes(
+    samples: list[dict[str, Tensor]], backbone: Backbone, tokens: int, layout: BridgeLayout = "published"
+) -> dict[str, list[dict[str, Any]]]:
+    """A batch in `passes`, each a `pack` of samples of like length with at most so many tokens (or of one sample)."""
+    parts: list[list[dict[str, Tensor]]] = []
+    room = 0
+    for sample in sorted(samples, key=lambda sample: len(sample["input_ids"])):
+        length = len(sample["input_ids"])
+        if not parts or length > room:
+            parts.append([])
+            room = tokens
+        parts[-1].append(sample)
+        room -= length
+    return {"passes": [pack(part, backbone, layout) for part in parts]}
+
+
+def pack(samples: list[dict[str, Tensor]], backbone: Backbone, layout: BridgeLayout = "published") -> dict[str, Any]:
+    """One row (1, N) of all samples' tokens, one sample behind the other, without padding.
 
     Besides the samples' own tensors, with `eos_position` and `compression_start` (B,) as places in the row, it has
-    `lengths` (B,), and `position_ids` (3, 1, N), the M-RoPE positions of each sample from its own start.
+    `lengths` (B,), `position_ids` (3, 1, N), the M-RoPE positions of each sample from its own start, and `attention`,
+    a `Layout`: bridged with an `eos_position`, compressed with a `compression_start`, else bidirectional.
+
+    Args:
+        samples: of a data set of rows.
+        backbone: that they are for.
+        layout: of a bridge.
     """
-    samples = sorted(samples, key=lambda sample: len(sample["input_ids"]))
-    batch: dict[str, Tensor] = {}
-    lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
+    batch: dict[str, Any] = {}
+    sizes = [len(sample["input_ids"]) for sample in samples]
+    lengths = torch.tensor(sizes)
     for key in samples[0]:
         values = [sample[key] for sample in samples]
         if key in ("input_ids", "labels", "hidden_units"):
@@ -106,7 +135,14 @@ def pack(samples: list[dict[str, Tensor]], backbone: Backbone) -> dict[str, Tens
         for sample in samples
         for ids in [sample["input_ids"]]
     ]
-    return batch | {"lengths": lengths, "position_ids": torch.cat(positions, dim=2)}
+    if "eos_position" in batch:
+        found = blocks.eos_bridged(sizes, batch["eos_position"].tolist(), layout)
+    elif "compression_start" in batch:
+        found = blocks.compressed(sizes, batch["compression_start"].tolist(), backbone.compression_tokens)
+    else:
+        found = blocks.bidirectional(sizes)
+    more = {"lengths": lengths, "position_ids": torch.cat(positions, dim=2), "attention": blocks.Layout(found)}
+    return batch | more
 
 
 def collate(samples: list[dict[str, Tensor]], pad_token_id: int) -> dict[str, Tensor]:

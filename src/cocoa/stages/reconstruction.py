@@ -14,7 +14,7 @@ from cocoa.attention import BridgeLayout, bidirectional, compressed, eos_bridged
 from cocoa.backbone import Backbone
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.reconstruction import PatchDecoder, TokenPrediction, patch_loss, predict_tokens
-from cocoa.stages.content import ContentDataset, collate
+from cocoa.stages.content import ContentDataset, passes
 from cocoa.stages.sampling import GlobalBatchSampler
 from cocoa.stages.training import StageTrainer
 
@@ -74,19 +74,6 @@ class Reconstructor(nn.Module):
             return compressed(compression_start, self._compression_tokens, attention_mask)
         return bidirectional(attention_mask)
 
-    def in_blocks(
-        self, lengths: Tensor, eos_position: Tensor | None, compression_start: Tensor | None
-    ) -> blocks.Layout:
-        """Who attends to whom in a packed batch; arguments as `predict`."""
-        each = lengths.tolist()
-        if eos_position is not None:
-            found = blocks.eos_bridged(each, eos_position.tolist(), self.layout)
-        elif compression_start is not None:
-            found = blocks.compressed(each, compression_start.tolist(), self._compression_tokens)
-        else:
-            found = blocks.bidirectional(each)
-        return blocks.Layout(found, self.model.device)
-
     def predict(
         self,
         input_ids: Tensor,
@@ -99,32 +86,35 @@ class Reconstructor(nn.Module):
         hidden_units: Tensor | None = None,
         lengths: Tensor | None = None,
         position_ids: Tensor | None = None,
+        attention: blocks.Layout | None = None,
     ) -> Prediction:
         """One forward pass over the corrupted input, and what it makes of everything hidden.
 
+        The input is a row of `cocoa.stages.content.pack` (B is then 1 and T the length of the row, but for
+        `eos_position`), as in training, or padded by `collate`: the same numbers by dense masks.
+
         Args:
             input_ids: (B, T) corrupted ids, padded on the right.
-            attention_mask: (B, T), 1 on real tokens.
+            attention_mask: (B, T), 1 on real tokens; of a padded input.
             labels: (B, T) ids of the tokens to predict, `IGNORE_INDEX` elsewhere.
             pixel_values: (patches, values) corrupted pixels of all images.
             image_grid_thw: (images, 3).
             eos_position: (B,) where the bridge stands, if there is one.
             compression_start: (B,) where the compression tokens begin, if a dialogue follows them.
             hidden_units: (B, T) True on image tokens whose patches are hidden; only with a patch decoder.
+            lengths: not used.
+            position_ids: (3, 1, T); of a row.
+            attention: who attends to whom; of a row.
         """
-        mask: Any
-        if lengths is None:
-            positions = self._rope_positions(input_ids, attention_mask, image_grid_thw)
+        mask: Any = attention
+        if attention is None:
+            assert attention_mask is not None
+            position_ids = self._rope_positions(input_ids, attention_mask, image_grid_thw)
             mask = self.attention(attention_mask, eos_position, compression_start)
-            masks = mask
-        else:
-            positions = position_ids
-            mask = self.in_blocks(lengths, eos_position, compression_start)
-            masks = {"full_attention": mask}
         hidden_states = self.model.model(
             input_ids=input_ids,
-            attention_mask=masks,
-            position_ids=positions,
+            attention_mask=mask if attention is None else {"full_attention": mask},
+            position_ids=position_ids,
             pixel_values=pixel_values,
             image_grid_thw=image_grid_thw,
             use_cache=False,
@@ -133,7 +123,7 @@ class Reconstructor(nn.Module):
         if self.patch_decoder is None:
             return Prediction(tokens, None)
         assert hidden_units is not None
-        return Prediction(tokens, self.patch_decoder(hidden_states, mask, positions, hidden_units))
+        return Prediction(tokens, self.patch_decoder(hidden_states, mask, position_ids, hidden_units))
 
     def forward(
         self,
@@ -157,7 +147,7 @@ class Reconstructor(nn.Module):
         sums = {"token": (tokens.losses.sum(), count), "accuracy": (tokens.correct.sum(), count)}
         if "eos_position" in batch:
             behind = batch["eos_position"] + 1  # (B,), in a packed batch all in one row
-            packed = "lengths" in batch
+            packed = "attention" in batch
             first = torch.isin(tokens.positions, behind) if packed else tokens.positions == behind[tokens.rows]
             sums["first"] = (tokens.losses[first].sum(), first.sum())
         if pixels is not None:
@@ -187,17 +177,27 @@ class ReconstructionTrainer(StageTrainer):
             model=model,
             args=args,
             train_dataset=dataset,
-            data_collator=partial(collate, pad_token_id=dataset.backbone.tokenizer.pad_token_id),
+            data_collator=partial(passes, backbone=dataset.backbone, tokens=args.tokens_per_pass, layout=model.layout),
             sampler=GlobalBatchSampler(datasets, *pieces, args.seed, with_epoch=True),
         )
         self.weights = weights
         self.loss_is_scaled_for_ga = True
         self._logged: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, device=self.args.device))
 
-    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Any:
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """The loss of all passes, their gradients summed; devices exchange them once."""
+        *first, last = inputs["passes"]
+        losses = []
+        with self.accelerator.no_sync(model):
+            for each in first:
+                losses.append(super().training_step(model, each, num_items_in_batch))
+        losses.append(super().training_step(model, last, num_items_in_batch))
+        return torch.stack(losses).sum()
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
         """(2,) predicted tokens and hidden patch units of the step, over all devices and accumulation steps."""
         counts = torch.zeros(2, device=device)
-        for batch in batch_samples:
+        for batch in (each for sample in batch_samples for each in sample["passes"]):
             counts[0] += (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
             if "hidden_units" in batch:
                 counts[1] += batch["hidden_units"].sum()
