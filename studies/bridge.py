@@ -77,15 +77,15 @@ def patched(backbone: Backbone, rows: list[ContentPair], layout: BridgeLayout) -
         rows: whose blocks A are equally long, so that EOS stands at the same place.
         layout: of the bridge.
     """
-    model, layers = Reconstructor(backbone, layout=layout).eval(), len(backbone.model.model.language_model.layers)
+    model, layers = Reconstructor(backbone).eval(), len(backbone.model.model.language_model.layers)
     sets = {("alone", layer): [layer] for layer in range(layers)}
     sets |= {("from", layer): list(range(layer, layers)) for layer in range(layers)}
     sets[("none", 0)] = []
     totals = dict.fromkeys(sets, 0.0)
     others = with_other_images(rows)
     for start in range(0, len(rows), AT_ONCE):
-        own, other = (batch_of(backbone, part[start : start + AT_ONCE]) for part in (rows, others))
-        held = own["eos_position"][:, None]
+        own, other = (batch_of(backbone, part[start : start + AT_ONCE], layout) for part in (rows, others))
+        held = own["eos_position"][None]
         recorded: list[list[Tensor]] = []
         for batch in (own, other):
             with HeldKeysAndValues(model, held) as hold:
@@ -94,7 +94,7 @@ def patched(backbone: Backbone, rows: list[ContentPair], layout: BridgeLayout) -
         for name, chosen in sets.items():
             with HeldKeysAndValues(model, held, replay=mixed(recorded[0], recorded[1], chosen)):
                 tokens = model.predict(**own).tokens
-            read = tokens.positions > own["eos_position"][tokens.rows] + 1  # the first is EOS' own to predict
+            read = ~torch.isin(tokens.positions, own["eos_position"] + 1)  # the first is EOS' own to predict
             totals[name] += tokens.losses[read].sum().item()
     lost = totals["from", 0] - totals["none", 0]
     return [

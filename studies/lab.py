@@ -30,6 +30,7 @@ from transformers import set_seed
 
 from cocoa.adapters import Lora, add_adapters, merge_adapters
 from cocoa.backbone import Backbone, Form, load_backbone
+from cocoa.blocks import IN_BLOCKS
 from cocoa.catalogue import stage_rows
 from cocoa.eval_inputs import Inputs, distinct_inputs
 from cocoa.evaluation import rank_all
@@ -170,6 +171,7 @@ class Lab:
     def _read(self, start: Start, form: Form) -> Backbone:
         backbone = load_backbone(start.backbone, IMAGES, **form._asdict())
         backbone.model.to(self.device)
+        backbone.model.set_attn_implementation({"text_config": IN_BLOCKS})
         if self.frozen_tower:
             freeze_tower(backbone)
         return backbone

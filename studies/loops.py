@@ -1,4 +1,4 @@
-"""The loops of the lab: the package's objectives on batches in memory, computed in groups of like length."""
+"""The loops of the lab: the package's objectives on batches in memory."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from embed import embed, like_length
+from embed import embed
 from nats import with_other_images
 from objectives import FinalState, LateBridge, WordByWord, picture_model, with_picture
 from torch import Tensor
 from tower import keep_features
 from transformers import get_scheduler, set_seed
 
-from cocoa.attention import causal
+from cocoa.attention import BridgeLayout
 from cocoa.backbone import Backbone
+from cocoa.blocks import Layout, bidirectional
 from cocoa.checkpoint import as_sentence_transformer
 from cocoa.corruption import IGNORE_INDEX, row_generator
 from cocoa.pairs import ContentPair, Pair, Side
 from cocoa.recipe import STAGES
 from cocoa.reconstruction import PatchDecoder
 from cocoa.stages import compression, eos_bridge, joint_reconstruction
-from cocoa.stages.content import collate
+from cocoa.stages.content import pack
 from cocoa.stages.contrastive import ContrastiveArguments, EqualTargetsLoss
 from cocoa.stages.eos_bridge import EosBridgeArguments
-from cocoa.stages.reconstruction import Reconstructor
+from cocoa.stages.reconstruction import Prediction, Reconstructor
 from cocoa.stages.sampling import GlobalBatchSampler
 from cocoa.stages.training import StageArguments, trainable
 
@@ -35,6 +36,8 @@ OBJECTIVES: dict[str, Callable[[Backbone], Reconstructor]] = {
     "word by word": WordByWord,
 }
 """Bridges of our own, see `objectives`; the arguments are the bridge's."""
+STRICT = ("late", "picture", "word by word")
+"""Those that have the strict bridge's layout."""
 KINDS = ("next_token", *OBJECTIVES)
 """Phases that are no stage of the package. `next_token` predicts block B word by word, causally, with all of A seen:
 that is how the backbone was pre-trained."""
@@ -91,11 +94,10 @@ def global_batches(sampler: GlobalBatchSampler) -> Iterator[list[Any]]:
 class NextToken(Reconstructor):
     """Causal, whatever the batch says."""
 
-    def attention(
-        self, attention_mask: Tensor, eos_position: Tensor | None, compression_start: Tensor | None
-    ) -> Tensor:
-        """(B, 1, T, T)."""
-        return causal(attention_mask)
+    def predict(self, *args: Any, **batch: Any) -> Prediction:
+        """As `Reconstructor.predict`."""
+        seen = Layout(bidirectional(batch["lengths"].tolist(), causal=True)).to(self.model.device)
+        return super().predict(*args, **batch | {"attention": seen})
 
 
 def model_of(backbone: Backbone, args: StageArguments, kind: str) -> Reconstructor:
@@ -109,7 +111,7 @@ def model_of(backbone: Backbone, args: StageArguments, kind: str) -> Reconstruct
         return OBJECTIVES[kind](backbone)
     if kind == "next_token":
         return NextToken(backbone)
-    return Reconstructor(backbone, layout=getattr(args, "layout", "published"))
+    return Reconstructor(backbone)
 
 
 def sample_of(backbone: Backbone, row: ContentPair, args: StageArguments, kind: str, epoch: int) -> dict[str, Tensor]:
@@ -157,6 +159,7 @@ class Reconstruction:
         self.backbone, self.rows, self.args, self.kind, self.shuffled = backbone, rows, args, kind, shuffled
         self._epoch, self._now = -1, rows
         self.model = model_of(backbone, args, kind)
+        self.layout: BridgeLayout = "strict" if kind in STRICT else getattr(args, "layout", "published")
         self.weights = {"token": token_weight}
         if self.model.patch_decoder is not None:
             self.weights["patch"] = getattr(args, "patch_loss_weight", PICTURE_WEIGHT)
@@ -175,20 +178,18 @@ class Reconstruction:
         return self._now
 
     def backward(self, keys: Sequence[tuple[int, int]], weight: float = 1.0) -> float:
-        """Add the gradients of a batch's loss, in groups of like length; the loss."""
+        """Add the gradients of a batch's loss; the loss."""
         samples = [
             sample_of(self.backbone, self.rows_of(epoch)[row], self.args, self.kind, epoch) for epoch, row in keys
         ]
         counts = {"token": sum(int((each["labels"] != IGNORE_INDEX).sum()) for each in samples)}
         counts["patch"] = sum(int(each["hidden_units"].sum()) for each in samples if "hidden_units" in each)
-        total = 0.0
-        for group in like_length([len(each["input_ids"]) for each in samples]):
-            batch = collate([samples[i] for i in group], self.backbone.tokenizer.pad_token_id)
-            sums = self.model(**{name: value.to(self.backbone.model.device) for name, value in batch.items()})
-            loss = sum(share * sums[term][0] / max(counts[term], 1) for term, share in self.weights.items())
-            (weight * loss).backward()
-            total += loss.item()
-        return total
+        samples.sort(key=lambda sample: len(sample["input_ids"]))
+        batch = pack(samples, self.backbone, self.layout)
+        sums = self.model(**{name: value.to(self.backbone.model.device) for name, value in batch.items()})
+        loss = sum(share * sums[term][0] / max(counts[term], 1) for term, share in self.weights.items())
+        (weight * loss).backward()
+        return loss.item()
 
     def train(self) -> list[float]:
         """All steps of the phase; their losses."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from cocoa.mmeb_eval import EvalDataset
 from cocoa.pairs import ContentPair, Pair
 from cocoa.scenes.language import NUMBERS
 from cocoa.scenes.world import CELLS, COLOURS, SHAPES, SIZES, TEXTURES
-from cocoa.stages.content import collate
+from cocoa.stages.content import pack
 from cocoa.stages.eos_bridge import bridge
 from cocoa.stages.reconstruction import Reconstructor
 
@@ -80,24 +81,24 @@ def with_other_images(rows: Sequence[ContentPair], shift: int = 0) -> list[Conte
     return [others[row.row_id] for row in rows]
 
 
-def batch_of(backbone: Backbone, rows: Sequence[ContentPair]) -> dict[str, Tensor]:
+def batch_of(backbone: Backbone, rows: Sequence[ContentPair], layout: BridgeLayout) -> dict[str, Any]:
     """Rows as the bridge's input, B hidden whole."""
     keep_features(backbone, [row.side for row in rows])
     samples = [bridge(backbone, row, MAX_LENGTH, 1.0, torch.Generator()) for row in rows]
-    batch = collate(samples, backbone.tokenizer.pad_token_id)
+    batch = pack(samples, backbone, layout)
     return {name: value.to(backbone.model.device) for name, value in batch.items()}
 
 
 @torch.inference_mode()
 def token_losses(backbone: Backbone, rows: Sequence[ContentPair], layout: BridgeLayout) -> Losses:
     """The loss of every token of B, B hidden whole."""
-    model = Reconstructor(backbone, layout=layout).eval()
+    model = Reconstructor(backbone).eval()
     parts = []
     for start in range(0, len(rows), AT_ONCE):
-        batch = batch_of(backbone, rows[start : start + AT_ONCE])
+        batch = batch_of(backbone, rows[start : start + AT_ONCE], layout)
         tokens = model.predict(**batch).tokens
-        first = tokens.positions == batch["eos_position"][tokens.rows] + 1
-        parts.append((tokens.losses, first, batch["labels"][tokens.rows, tokens.positions]))
+        first = torch.isin(tokens.positions, batch["eos_position"] + 1)
+        parts.append((tokens.losses, first, batch["labels"][0, tokens.positions]))
     return Losses(*(torch.cat(values).cpu() for values in zip(*parts, strict=True)))
 
 

@@ -5,13 +5,14 @@ Each is a `Reconstructor` under another rule, or another way to hide a row; `lab
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cocoa.attention import bidirectional, causal
 from cocoa.backbone import Backbone
+from cocoa.blocks import Block, Layout, bidirectional, spans
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.pairs import ContentPair
 from cocoa.reconstruction import PatchDecoder, predict_tokens
@@ -34,73 +35,59 @@ class FinalState(Reconstructor):
         self.projection = nn.Linear(width, width, device=backbone.model.device)
         nn.init.eye_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
-        self._pad_token_id = backbone.tokenizer.pad_token_id
 
-    def predict(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        labels: Tensor,
-        pixel_values: Tensor,
-        image_grid_thw: Tensor,
-        eos_position: Tensor | None = None,
-        compression_start: Tensor | None = None,
-        hidden_units: Tensor | None = None,
-    ) -> Prediction:
+    def predict(self, *args: Any, **batch: Any) -> Prediction:
         """As `Reconstructor.predict`, for the bridge's batches."""
-        assert eos_position is not None
-        place = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T,)
-        rows = torch.arange(len(input_ids), device=input_ids.device)
-        in_a = attention_mask * (place <= eos_position[:, None])  # A and EOS
+        ids, eos, lengths = batch["input_ids"], batch["eos_position"], batch["lengths"]
+        starts = lengths.cumsum(0) - lengths  # (B,)
+        place = torch.arange(ids.shape[1], device=ids.device)  # (N,)
+        own_eos = eos.repeat_interleave(lengths)  # (N,)
+        in_a, in_b = place <= own_eos, place >= own_eos  # EOS in both
+        of_a = eos - starts + 1  # (B,) tokens of A and EOS
         states = self.model.model(
-            input_ids=torch.where(in_a.bool(), input_ids, self._pad_token_id),
-            attention_mask=bidirectional(in_a),
-            position_ids=self._rope_positions(input_ids, in_a, image_grid_thw),
-            pixel_values=pixel_values,
-            image_grid_thw=image_grid_thw,
+            input_ids=ids[:, in_a],
+            attention_mask=self._whole(of_a),
+            position_ids=batch["position_ids"][:, :, in_a],
+            pixel_values=batch["pixel_values"],
+            image_grid_thw=batch["image_grid_thw"],
             use_cache=False,
         ).last_hidden_state
-        in_b = attention_mask * (place >= eos_position[:, None])  # EOS and B
-        lengths = in_b.sum(1)
-        order = eos_position[:, None] + torch.arange(int(lengths.max()), device=input_ids.device)  # (B, T')
-        mask = torch.arange(order.shape[1], device=input_ids.device) < lengths[:, None]
-        order = order.clamp(max=input_ids.shape[1] - 1)
-        embeds = self.model.get_input_embeddings()(input_ids.gather(1, order))
-        final = self.projection(states[rows, eos_position])  # (B, D)
-        embeds = torch.cat([final[:, None].to(embeds.dtype), embeds[:, 1:]], dim=1)
-        own = labels.gather(1, order).masked_fill(~mask, IGNORE_INDEX)
+        final = self.projection(states[0, of_a.cumsum(0) - 1])  # (B, D)
+        of_b = lengths - of_a + 1  # (B,) tokens of EOS and B
+        heads = of_b.cumsum(0) - of_b  # (B,)
+        embeds = self.model.get_input_embeddings()(ids[0, in_b]).index_put((heads,), final)  # (N', D)
         decoded = self.model.model.language_model(
-            inputs_embeds=embeds,
-            attention_mask=bidirectional(mask),
-            position_ids=torch.arange(order.shape[1], device=input_ids.device).expand(3, *order.shape),
+            inputs_embeds=embeds[None],
+            attention_mask=self._whole(of_b),
+            position_ids=(place[in_b] - own_eos[in_b]).expand(3, 1, -1),
             use_cache=False,
         ).last_hidden_state
-        tokens = predict_tokens(decoded, self.model.lm_head, own, self._excluded_ids, self.shifted)
-        return Prediction(tokens._replace(positions=tokens.positions + eos_position[tokens.rows]), None)
+        tokens = predict_tokens(decoded, self.model.lm_head, batch["labels"][:, in_b], self._excluded_ids, self.shifted)
+        return Prediction(tokens._replace(positions=place[in_b][tokens.positions]), None)
+
+    def _whole(self, lengths: Tensor) -> dict[str, Layout]:
+        return {"full_attention": Layout(bidirectional(lengths.tolist())).to(self.model.device)}
 
 
 class LateBridge(Reconstructor):
     """The strict bridge in the last layers only: below them B sees B alone, so that what it reads is nearly final."""
 
     def __init__(self, backbone: Backbone, layers: int = LATE_LAYERS) -> None:
-        super().__init__(backbone, layout="strict")
-        self._cut: Tensor | None = None
+        super().__init__(backbone)
+        self._cut: Layout | None = None
         decoder = backbone.model.model.language_model.layers
         self._hooks = [
             layer.register_forward_pre_hook(self._hide_eos, with_kwargs=True)
             for layer in decoder[: len(decoder) - layers]
         ]
 
-    def attention(
-        self, attention_mask: Tensor, eos_position: Tensor | None, compression_start: Tensor | None
-    ) -> Tensor:
-        """(B, 1, T, T) of the last layers."""
-        assert eos_position is not None
-        allowed = super().attention(attention_mask, eos_position, compression_start)
-        place = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-        in_b, is_eos = place > eos_position[:, None], place == eos_position[:, None]
-        self._cut = allowed & ~(in_b[:, :, None] & is_eos[:, None, :])[:, None]
-        return allowed
+    def predict(self, *args: Any, **batch: Any) -> Prediction:
+        """As `Reconstructor.predict`, for batches of the strict bridge."""
+        cut = []
+        for (start, end), eos in _eos_of_each(batch):
+            cut += [Block((start, eos + 1), (start, eos + 1)), Block((eos + 1, end), (eos + 1, end))]
+        self._cut = Layout(cut).to(self.model.device)
+        return super().predict(*args, **batch)
 
     def _hide_eos(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return args, kwargs | {"attention_mask": self._cut}
@@ -114,17 +101,22 @@ class LateBridge(Reconstructor):
 class WordByWord(Reconstructor):
     """The strict bridge, but B is shown and predicted from left to right: every word of it asks something of EOS."""
 
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__(backbone, layout="strict")
+    def predict(self, *args: Any, **batch: Any) -> Prediction:
+        """As `Reconstructor.predict`, for the bridge's batches."""
+        return super().predict(*args, **batch | {"attention": Layout(word_by_word(batch)).to(self.model.device)})
 
-    def attention(
-        self, attention_mask: Tensor, eos_position: Tensor | None, compression_start: Tensor | None
-    ) -> Tensor:
-        """(B, 1, T, T)."""
-        assert eos_position is not None
-        in_b = torch.arange(attention_mask.shape[1], device=attention_mask.device) > eos_position[:, None]  # (B, T)
-        allowed = super().attention(attention_mask, eos_position, compression_start)
-        return allowed & (causal(attention_mask) | ~in_b[:, None, :, None])
+
+def word_by_word(batch: dict[str, Any]) -> list[Block]:
+    """A and EOS see each other; a word of B sees EOS, and B up to itself."""
+    seen = []
+    for (start, end), eos in _eos_of_each(batch):
+        seen += [Block((start, eos + 1), (start, eos + 1)), Block((eos + 1, end), (eos, end), causal=True)]
+    return seen
+
+
+def _eos_of_each(batch: dict[str, Any]) -> Iterator[tuple[tuple[int, int], int]]:
+    """Where each input of a row starts and ends, and the place of its EOS."""
+    return zip(spans(batch["lengths"].tolist()), batch["eos_position"].tolist(), strict=True)
 
 
 def with_picture(
@@ -160,6 +152,6 @@ def with_picture(
 
 
 def picture_model(backbone: Backbone) -> Reconstructor:
-    """Rebuilds the texts and pictures of `with_picture`, under the strict bridge."""
+    """Rebuilds the texts and pictures of `with_picture`."""
     decoder = PatchDecoder(backbone.model.model.language_model, backbone.unit_size)
-    return Reconstructor(backbone, layout="strict", patch_decoder=decoder)
+    return Reconstructor(backbone, patch_decoder=decoder)

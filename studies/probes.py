@@ -119,16 +119,18 @@ def probe(lab: Lab, backbone: Backbone) -> list[Row]:
 @torch.inference_mode()
 def decode(backbone: Backbone, rows: Sequence[ContentPair], layout: BridgeLayout) -> list[tuple[Tensor, Tensor]]:
     """For each row (words,) ids of B decoded from left to right through EOS alone, and the right ones."""
-    model, found = Reconstructor(backbone, layout=layout).eval(), []
+    model = Reconstructor(backbone).eval()
+    found: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(rows), AT_ONCE):
-        batch = batch_of(backbone, rows[start : start + AT_ONCE])
-        labels = batch["labels"].clone()
-        for place in range(int((labels != IGNORE_INDEX).sum(1).max())):
+        batch = batch_of(backbone, rows[start : start + AT_ONCE], layout)
+        labels, starts = batch["labels"][0], batch["eos_position"] + 1  # (N,), (B,) where each B starts
+        rest = batch["lengths"] - (starts - batch["lengths"].cumsum(0) + batch["lengths"])  # (B,) tokens of each B
+        for place in range(int(rest.max())):
             tokens = model.predict(**batch).tokens
-            now = tokens.positions == batch["eos_position"][tokens.rows] + 1 + place
-            batch["input_ids"][tokens.rows[now], tokens.positions[now]] = tokens.likeliest[now]
-        for ids, truth in zip(batch["input_ids"].cpu(), labels.cpu(), strict=True):
-            found.append((ids[truth != IGNORE_INDEX], truth[truth != IGNORE_INDEX]))
+            now = torch.isin(tokens.positions, starts[rest > place] + place)
+            batch["input_ids"][0, tokens.positions[now]] = tokens.likeliest[now]
+        ids = batch["input_ids"][0, labels != IGNORE_INDEX].cpu().split(rest.tolist())
+        found += zip(ids, labels[labels != IGNORE_INDEX].cpu().split(rest.tolist()), strict=True)
     return found
 
 

@@ -7,7 +7,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from cocoa import attention, blocks
 from cocoa.stages import compression, eos_bridge, joint_reconstruction
-from cocoa.stages.content import collate, pack
+from cocoa.stages.content import pack, passes
 
 LENGTHS, PLACES = [4, 4, 7, 3], [1, 2, 4, 1]
 """Inputs, and where EOS or the first of two compression tokens stands in each."""
@@ -70,36 +70,73 @@ def test_blocks_of_one_size_are_one_call():
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("stage", ["joint", "published", "strict", "full", "compression"])
 @pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
-def test_a_packed_batch_gives_the_padded_one_s_losses_and_gradients(tiny_backbone, model_type, stage, checkpointing):
-    backbone = tiny_backbone(model_type)
-    if stage == "joint":
-        args = joint_reconstruction.JointReconstructionArguments(output_dir="unused", batch_size=4, use_cpu=True)
-        trainer = joint_reconstruction.build_trainer(backbone, toy.content_rows(5, bridge=False), args)
-    elif stage == "compression":
-        args = compression.CompressionArguments(output_dir="unused", batch_size=4, use_cpu=True)
-        trainer = compression.build_trainer(toy.prepared(backbone, stage), toy.dialogues(5), args)
-    else:
-        args = eos_bridge.EosBridgeArguments(output_dir="unused", batch_size=4, layout=stage, use_cpu=True)
-        trainer = eos_bridge.build_trainer(backbone, toy.content_rows(5, bridge=True), args)
-    model = trainer.model.train()
+def test_blocks_give_the_dense_mask_s_losses_and_gradients(tiny_backbone, model_type, stage, checkpointing):
+    model, samples, backbone = reconstructor(tiny_backbone(model_type), stage)
     if checkpointing:
         model.activation_checkpointing_enable()
-    samples = [trainer.train_dataset[0, row] for row in range(5)]
-    samples[1] = {  # a shorter one
-        name: value[:-1] if name in ("input_ids", "labels", "hidden_units") else value
-        for name, value in samples[1].items()
-    }
+    row = pack(samples, backbone, stage if stage in attention.BRIDGE_LAYOUTS else "published")
+    masks = [mask_of(sample, stage) for sample in samples]
+    whole = torch.block_diag(*(mask.double() for mask in masks)).bool()[None, None]
     found = []
-    layout = stage if stage in attention.BRIDGE_LAYOUTS else "published"
-    for batch in (collate(samples, backbone.tokenizer.pad_token_id), pack(samples, backbone, layout)):
-        sums = model(**batch)
+    for seen in (whole, row["attention"]):
+        sums = model(**row | {"attention": seen})
         (sums["token"][0] + sums.get("patch", [0])[0]).backward()
         found.append((sums, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
         model.zero_grad()
-    (padded, theirs), (packed, ours) = found
-    assert padded.keys() == packed.keys() and theirs.keys() == ours.keys()
-    for name, (total, count) in padded.items():
-        torch.testing.assert_close(packed[name][0], total, msg=name)
-        assert packed[name][1] == count
+    (dense, theirs), (blocked, ours) = found
+    assert dense.keys() == blocked.keys() and theirs.keys() == ours.keys()
+    for name, (total, count) in dense.items():
+        torch.testing.assert_close(blocked[name][0], total, msg=name)
+        assert blocked[name][1] == count
     for name, gradient in theirs.items():
         torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("stage", ["joint", "published", "compression"])
+def test_a_row_gives_what_its_samples_give_alone(tiny_backbone, stage):
+    model, samples, backbone = reconstructor(tiny_backbone(), stage)
+    with torch.no_grad():
+        together = model(**pack(samples, backbone))
+        alone = [model(**pack([sample], backbone)) for sample in samples]
+    for name, sums in together.items():
+        for ours, theirs in zip(sums, zip(*(each[name] for each in alone), strict=True), strict=True):
+            torch.testing.assert_close(ours.float(), torch.stack(theirs).sum().float(), msg=name)
+
+
+def test_passes_hold_every_sample_once_and_no_more_tokens_than_asked(tiny_backbone):
+    _, samples, backbone = reconstructor(tiny_backbone(), "published")
+    sizes = [len(sample["input_ids"]) for sample in samples]
+    for tokens in (1, max(sizes), 2 * max(sizes), 10_000):
+        found = [row["lengths"].tolist() for row in passes(samples, backbone, tokens)["passes"]]
+        assert [size for sizes in found for size in sizes] == sorted(sizes)
+        assert all(sum(sizes) <= tokens or len(sizes) == 1 for sizes in found)
+
+
+def reconstructor(backbone, stage):
+    """A stage's model and five samples, no two of one length."""
+    known = {"output_dir": "unused", "batch_size": 4, "use_cpu": True}
+    if stage == "joint":
+        args = joint_reconstruction.JointReconstructionArguments(**known)
+        trainer = joint_reconstruction.build_trainer(backbone, toy.content_rows(5, bridge=False), args)
+    elif stage == "compression":
+        args = compression.CompressionArguments(**known)
+        trainer = compression.build_trainer(toy.prepared(backbone, stage), toy.dialogues(5), args)
+    else:
+        args = eos_bridge.EosBridgeArguments(**known, layout=stage)
+        trainer = eos_bridge.build_trainer(backbone, toy.content_rows(5, bridge=True), args)
+    samples = [trainer.train_dataset[0, row] for row in range(5)]
+    for number, sample in enumerate(samples):
+        for name in ("input_ids", "labels", "hidden_units"):
+            if name in sample:
+                sample[name] = sample[name][: len(sample[name]) - number]
+    return trainer.model.train(), samples, backbone
+
+
+def mask_of(sample, stage):
+    """(T, T) dense, of one sample."""
+    real = torch.ones(1, len(sample["input_ids"]))
+    if stage == "joint":
+        return attention.bidirectional(real)[0, 0]
+    if stage == "compression":
+        return attention.compressed(sample["compression_start"][None], 4, real)[0, 0]
+    return attention.eos_bridged(sample["eos_position"][None], real, stage)[0, 0]

@@ -3,11 +3,10 @@
 import pytest
 import torch
 from attention_paths import HeldKeysAndValues, final_states, gradients_before
-from toy import arguments, content_rows
+from toy import arguments, content_rows, row_of
 
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.pairs import ContentPair, Side
-from cocoa.stages.content import collate
 from cocoa.stages.eos_bridge import WHOLE_UP_TO, EosBridgeArguments, EosBridgeDataset, build_trainer, too_long
 
 ARCHITECTURES = ["qwen2_vl", "qwen2_5_vl"]
@@ -19,22 +18,28 @@ def batch_of(backbone, tmp_path, layout, n=3):
     args = arguments(EosBridgeArguments, tmp_path, layout=layout, batch_size=n)
     trainer = build_trainer(backbone, rows, args)
     samples = [trainer.train_dataset[0, i] for i in range(n)]
-    return trainer.model.eval(), trainer.data_collator(samples)
+    return trainer.model.eval(), row_of(trainer, samples)
+
+
+def sides_of_eos(batch):
+    """(N,) booleans: what stands before each sample's EOS, and what behind it."""
+    eos = batch["eos_position"].repeat_interleave(batch["lengths"])
+    place = torch.arange(len(eos))
+    return place < eos, place > eos
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_b_does_not_see_a_when_eos_is_held(tiny_backbone, tmp_path, architecture, layout):
     model, batch = batch_of(tiny_backbone(architecture), tmp_path, layout)
-    eos = batch["eos_position"]
+    eos = batch["eos_position"][None]
     other = {**batch, "pixel_values": torch.randn_like(batch["pixel_values"])}
-    in_b = (torch.arange(batch["input_ids"].shape[1]) > eos[:, None]) & batch["attention_mask"].bool()
-    in_a = torch.arange(batch["input_ids"].shape[1]) < eos[:, None]
+    in_a, in_b = sides_of_eos(batch)
     with torch.no_grad():
-        with HeldKeysAndValues(model, eos[:, None]) as first:
+        with HeldKeysAndValues(model, eos) as first:
             before = final_states(model, batch)
         free = final_states(model, other)
-        with HeldKeysAndValues(model, eos[:, None], replay=first.recorded):
+        with HeldKeysAndValues(model, eos, replay=first.recorded):
             held = final_states(model, other)
     assert (held - before)[in_a].abs().max() > 1e-2  # A did change
     assert torch.equal(held[in_b], before[in_b])
@@ -46,11 +51,8 @@ def test_b_does_not_see_a_when_eos_is_held(tiny_backbone, tmp_path, architecture
 def test_gradient_of_b_reaches_a_only_through_eos(tiny_backbone, tmp_path, architecture, layout):
     backbone = tiny_backbone(architecture)
     model, batch = batch_of(backbone, tmp_path, layout)
-    rows = torch.arange(len(batch["input_ids"]))
-    batch["labels"][rows, batch["eos_position"] + 1] = IGNORE_INDEX  # predicted from EOS' own state
-    eos = batch["eos_position"][:, None]
-    in_a = torch.arange(batch["input_ids"].shape[1]) < eos
-    through_eos, held = gradients_before(model, batch, eos, in_a)
+    batch["labels"][0, batch["eos_position"] + 1] = IGNORE_INDEX  # predicted from EOS' own state
+    through_eos, held = gradients_before(model, batch, batch["eos_position"][None], sides_of_eos(batch)[0])
     assert through_eos > 0
     assert held == 0
 
@@ -74,7 +76,7 @@ def test_strict_eos_state_is_that_of_inference(tiny_backbone, tmp_path):
         )
         for layout, equal in (("strict", True), ("published", False)):
             model, batch = batch_of(backbone, tmp_path, layout, n=1)
-            eos = final_states(model, batch)[0, batch["eos_position"][0]]
+            eos = final_states(model, batch)[batch["eos_position"][0]]
             assert torch.allclose(eos, alone, atol=1e-5) == equal
 
 
@@ -135,22 +137,12 @@ def test_rows_whose_a_fills_the_sequence_are_too_long(tiny_backbone):
 
 def test_first_token_is_logged_apart(tiny_backbone, tmp_path):
     model, batch = batch_of(tiny_backbone(), tmp_path, "published")
-    rows = torch.arange(len(batch["labels"]))
-    first_hidden = batch["labels"][rows, batch["eos_position"] + 1] != IGNORE_INDEX
+    behind = batch["eos_position"] + 1
+    first_hidden = batch["labels"][0, behind] != IGNORE_INDEX
     with torch.no_grad():
         sums = model(**batch)
         only_first = batch["labels"].clone()
-        only_first[torch.arange(only_first.shape[1]) != batch["eos_position"][:, None] + 1] = IGNORE_INDEX
+        only_first[0, ~torch.isin(torch.arange(only_first.shape[1]), behind)] = IGNORE_INDEX
         expected = model(**{**batch, "labels": only_first})["token"]
     assert sums["first"][1] == first_hidden.sum() > 0
     assert torch.allclose(sums["first"][0], expected[0])
-
-
-def test_collate_pads_on_the_right():
-    samples = [
-        {"input_ids": torch.arange(n), "labels": torch.arange(n), "eos_position": torch.tensor(1)} for n in (2, 4)
-    ]
-    batch = collate(samples, pad_token_id=9)
-    assert batch["input_ids"].tolist() == [[0, 1, 9, 9], [0, 1, 2, 3]]
-    assert batch["labels"].tolist() == [[0, 1, IGNORE_INDEX, IGNORE_INDEX], [0, 1, 2, 3]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]

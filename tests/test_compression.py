@@ -3,7 +3,7 @@
 import pytest
 import torch
 from attention_paths import HeldKeysAndValues, final_states, gradients_before
-from toy import arguments, pictures, with_adapters
+from toy import arguments, pictures, row_of, with_adapters
 from transformers import AutoTokenizer
 
 from cocoa.backbone import Form, load_backbone
@@ -49,27 +49,33 @@ def compressing(tiny_backbone_path):
 def batch_of(backbone, tmp_path, n=3):
     args = arguments(CompressionArguments, tmp_path, batch_size=n, compression_tokens=K)
     trainer = build_trainer(backbone, rows(n), args)
-    return trainer.model.eval(), trainer.data_collator([trainer.train_dataset[0, i] for i in range(n)])
+    return trainer.model.eval(), row_of(trainer, [trainer.train_dataset[0, i] for i in range(n)])
 
 
 def held_positions(batch):
-    """(B, K) where the compression tokens stand."""
-    return batch["compression_start"][:, None] + torch.arange(K)
+    """(1, B * K) where the compression tokens stand."""
+    return (batch["compression_start"][:, None] + torch.arange(K)).flatten()[None]
+
+
+def around(batch):
+    """(N,) booleans: what stands before each sample's compression tokens, and what behind them."""
+    start = batch["compression_start"].repeat_interleave(batch["lengths"])
+    place = torch.arange(len(start))
+    return place < start, place >= start + K
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_dialogue_does_not_see_the_image_when_the_compression_tokens_are_held(compressing, tmp_path, architecture):
     model, batch = batch_of(compressing(architecture), tmp_path)
-    start, position = batch["compression_start"], torch.arange(batch["input_ids"].shape[1])
+    shown, spoken = around(batch)
     other = {**batch, "pixel_values": torch.randn_like(batch["pixel_values"])}
-    spoken = (position >= start[:, None] + K) & batch["attention_mask"].bool()
     with torch.no_grad():
         with HeldKeysAndValues(model, held_positions(batch)) as first:
             before = final_states(model, batch)
         free = final_states(model, other)
         with HeldKeysAndValues(model, held_positions(batch), replay=first.recorded):
             held = final_states(model, other)
-    assert (held - before)[position < start[:, None]].abs().max() > 1e-2  # the image did change
+    assert (held - before)[shown].abs().max() > 1e-2  # the image did change
     assert torch.equal(held[spoken], before[spoken])
     assert (free - before)[spoken].abs().max() > 1e-4  # and reaches the dialogue where they are free
 
@@ -80,8 +86,7 @@ def test_the_gradient_of_an_answer_reaches_the_image_only_through_the_compressio
 ):
     backbone = compressing(architecture)
     model, batch = batch_of(backbone, tmp_path)
-    before = torch.arange(batch["input_ids"].shape[1]) < batch["compression_start"][:, None]
-    through, held = gradients_before(model, batch, held_positions(batch), before)
+    through, held = gradients_before(model, batch, held_positions(batch), around(batch)[0])
     assert through > 0
     assert held == 0
 
@@ -97,7 +102,7 @@ def test_the_compression_tokens_state_is_that_of_inference(compressing, tmp_path
             input_ids=ids, position_ids=backbone.rope_positions(ids, ids * 0 + 1, inputs["image_grid_thw"]), **inputs
         ).last_hidden_state[0, -K:]
         start = int(batch["compression_start"][0])
-        torch.testing.assert_close(final_states(model, batch)[0, start : start + K], alone, atol=1e-5, rtol=0)
+        torch.testing.assert_close(final_states(model, batch)[start : start + K], alone, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from toy import arguments, captions, content_rows, pictures
+from toy import arguments, captions, content_rows, pictures, row_of
 
 from cocoa import inputs
 from cocoa.corruption import IGNORE_INDEX
@@ -55,7 +55,7 @@ def test_both_losses_come_from_one_forward_pass(tiny_backbone, tmp_path, archite
     trainer = build_trainer(
         backbone, content_rows(4, False), arguments(JointReconstructionArguments, tmp_path, batch_size=4)
     )
-    batch = trainer.data_collator([trainer.train_dataset[0, i] for i in range(4)])
+    batch = row_of(trainer, [trainer.train_dataset[0, i] for i in range(4)])
     calls = []
     backbone.model.model.register_forward_hook(lambda *_: calls.append(1))
     sums = trainer.model(**batch)
@@ -75,7 +75,7 @@ def test_patch_loss_is_the_mean_squared_error_in_numpy(tiny_backbone, tmp_path):
         tiny_backbone(), content_rows(2, False), arguments(JointReconstructionArguments, tmp_path, batch_size=2)
     )
     model, batch = trainer.model.eval(), None
-    batch = trainer.data_collator([trainer.train_dataset[0, i] for i in range(2)])
+    batch = row_of(trainer, [trainer.train_dataset[0, i] for i in range(2)])
     seen = {}
     model.patch_decoder.register_forward_hook(lambda m, i, o: seen.update(predicted=o))
     with torch.no_grad():

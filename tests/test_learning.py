@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy import arguments, captions, content_rows, pictures, toy_pairs
+from toy import arguments, captions, content_rows, pictures, row_of, toy_pairs
 
 from cocoa.backbone import load_backbone
 from cocoa.catalogue import stage_rows
@@ -68,7 +68,7 @@ def test_eos_carries_a_caption(backbone, tmp_path, layout):
     trainer.train_or_resume()
 
     model = trainer.model.eval()
-    batch = trainer.data_collator(trainer.train_dataset.samples)
+    batch = row_of(trainer, trainer.train_dataset.samples)
     with torch.no_grad():
         right, count = model(**batch)["accuracy"]
         pixels = batch["pixel_values"].reshape(PAIRS, -1, batch["pixel_values"].shape[1])
@@ -99,8 +99,8 @@ def test_eos_carries_the_captions_of_real_photographs(photo_data, tmp_path):
     wrong_dataset = eos_bridge.EosBridgeDataset(shifted, backbone, args)
     model = trainer.model.eval()
     with torch.no_grad():
-        right, count = model(**trainer.data_collator(trainer.train_dataset.samples))["accuracy"]
-        wrong, _ = model(**trainer.data_collator([wrong_dataset[0, i] for i in range(PAIRS)]))["accuracy"]
+        right, count = model(**row_of(trainer, trainer.train_dataset.samples))["accuracy"]
+        wrong, _ = model(**row_of(trainer, [wrong_dataset[0, i] for i in range(PAIRS)]))["accuracy"]
     ids = [backbone.encode_text(row.text) for row in rows]
     by_length = [[caption for caption in ids if len(caption) == length] for length in {len(c) for c in ids}]
     blind = sum(Counter(column).most_common(1)[0][1] for same in by_length for column in zip(*same, strict=True))

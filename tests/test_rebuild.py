@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 from short_run import short_recipe
-from toy import arguments, content_rows
+from toy import arguments, content_rows, row_of
 
 from cocoa.checkpoint import save_checkpoint
 from cocoa.corruption import IGNORE_INDEX
@@ -18,6 +18,7 @@ from cocoa.preview_pictures import picture_of, to_image
 from cocoa.rebuild import rebuild_images, rebuild_texts, swapped, words_of
 from cocoa.recipe import parse_recipe
 from cocoa.stages import eos_bridge, joint_reconstruction
+from cocoa.stages.content import pack
 from cocoa.stages.joint_reconstruction import DECODER_NAME, load_patch_decoder, save_patch_decoder
 from cocoa.stages.reconstruction import Reconstructor
 
@@ -78,7 +79,7 @@ def test_the_decoder_is_saved_with_its_checkpoint_and_gives_equal_pixels(joint):
     folder, trainer = joint
     dataset = trainer.train_dataset
     loaded = load_patch_decoder(folder, dataset.backbone).eval()
-    batch = trainer.data_collator([dataset[0, i] for i in range(4)])
+    batch = row_of(trainer, [dataset[0, i] for i in range(4)])
     seen = {}
     handle = trainer.model.patch_decoder.register_forward_hook(lambda m, i, o: seen.update(inputs=i, pixels=o))
     with torch.no_grad():
@@ -140,7 +141,7 @@ def test_the_error_is_the_stage_s_patch_loss(joint):
     rebuilt = rebuild_images(folder, rows, seed=seed)
     with torch.no_grad():
         for index, image in enumerate(rebuilt):
-            total, count = trainer.model(**trainer.data_collator([trainer.train_dataset[0, index]]))["patch"]
+            total, count = trainer.model(**row_of(trainer, [trainer.train_dataset[0, index]]))["patch"]
             assert image.error == pytest.approx((total / count).item(), rel=1e-4)
 
 
@@ -188,9 +189,9 @@ def test_a_flat_guess_has_no_error_on_a_flat_picture(joint):
 def test_texts_are_rebuilt_as_the_stage_predicts_them_in_batches_and_alone(bridged, layout):
     folder, trainer = bridged
     dataset = trainer.train_dataset
-    model = Reconstructor(dataset.backbone, layout=layout).eval()
+    model = Reconstructor(dataset.backbone).eval()
     for index, text in enumerate(rebuild_texts(folder, dataset.rows, layout, batch_size=2)):
-        batch = trainer.data_collator([dataset[0, index]])  # the stage hides all of B here
+        batch = pack([dataset[0, index]], dataset.backbone, layout)  # the stage hides all of B here
         with torch.no_grad():
             sums = model(**batch)
         assert (text.tokens_right, text.tokens) == (sums["accuracy"][0].item(), sums["accuracy"][1].item())

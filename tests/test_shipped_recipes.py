@@ -122,7 +122,8 @@ def test_a_recipe_that_ships_builds_all_its_objects(path, tiny_backbone_path, ph
         add_stage_adapters(recipe, loaded, args)
         trainer = build_trainer(stage, loaded, data, args)
         batch = next(iter(trainer.get_train_dataloader()))
-        assert all(torch.isfinite(tensor).all() for tensor in batch.values() if torch.is_tensor(tensor))
+        tensors = [value for part in batch.get("passes", [batch]) for value in part.values() if torch.is_tensor(value)]
+        assert tensors and all(torch.isfinite(tensor).all() for tensor in tensors)
         assert sum(data.datasets().values()) >= 8
         assert len(data.datasets()) > 5 or stage.name == "compression"
     form = by_name(FORMS, path)

@@ -15,14 +15,14 @@ import results
 import torch
 from arms_compared import Difference, bootstrap, difference, stacked
 from bridge import patched
-from embed import GROUP_TOKENS, like_length
 from lab import Lab, Phase, Start, arguments, every_text
 from loops import Reconstruction, all_shown
 from nats import batch_of, held_out_rows, nats, token_losses, with_other_images
-from objectives import FinalState, LateBridge, WordByWord, with_picture
+from objectives import FinalState, LateBridge, with_picture, word_by_word
 from scipy import stats
 
 from cocoa.backbone import load_backbone
+from cocoa.blocks import Block
 from cocoa.checkpoint import as_sentence_transformer
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.evaluation import evaluate
@@ -178,24 +178,6 @@ def test_shuffled_rows_change_their_images_every_epoch(lab, backbone, rows):
         assert own.text == one.text == two.text and own.side.text == one.side.text == two.side.text
 
 
-def test_groups_of_like_length_are_the_cheapest():
-    lengths = [3, 90, 4, 200, 95, 3, 100]
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-
-    def cost(groups):
-        return sum(max(lengths[i] for i in group) * len(group) + GROUP_TOKENS for group in groups)
-
-    def partitions(items):
-        yield [items]
-        for cut in range(1, len(items)):
-            yield from ([items[:cut], *rest] for rest in partitions(items[cut:]))
-
-    groups = like_length(lengths)
-    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
-    assert cost(groups) == min(cost(each) for each in partitions(order))
-    assert max(map(len, like_length(lengths, at_most=2))) == 2
-
-
 def test_b_is_from_either_side():
     pair = Pair(Side("Ask.", "what colour?", image="a.png"), Side("Show.", "red", image="b.png"), dataset="d", row=3)
     found = {(row.side.image, row.side.text, row.text) for row in every_text([pair])}
@@ -206,7 +188,7 @@ def test_b_is_from_either_side():
 
 
 def test_the_next_token_sees_all_of_b(backbone, rows):
-    hidden = batch_of(backbone, rows[:1])
+    hidden = batch_of(backbone, rows[:1], "published")
     sample = all_shown({name: value[0] for name, value in hidden.items() if name in ("input_ids", "labels")})
     assert backbone.mask_token_id not in sample["input_ids"]
     told = sample["input_ids"][sample["labels"] != IGNORE_INDEX]
@@ -220,13 +202,13 @@ def swap_pictures(batch):
 @torch.inference_mode()
 def losses(model, batch):
     tokens = model.predict(**batch).tokens
-    first = tokens.positions == batch["eos_position"][tokens.rows] + 1
+    first = torch.isin(tokens.positions, batch["eos_position"] + 1)
     return tokens.losses, first
 
 
 def test_the_final_state_is_all_that_b_reads(backbone, rows):
     """Without the projection B knows nothing of the picture; with it, it does."""
-    batch, model = batch_of(backbone, rows[::5]), FinalState(backbone).eval()
+    batch, model = batch_of(backbone, rows[::5], "published"), FinalState(backbone).eval()
     other = swap_pictures(batch)
     assert not torch.equal(losses(model, batch)[0], losses(model, other)[0])
     torch.nn.init.zeros_(model.projection.weight)
@@ -234,7 +216,7 @@ def test_the_final_state_is_all_that_b_reads(backbone, rows):
 
 
 def test_the_final_state_s_tokens_are_the_bridge_s(backbone, rows):
-    batch = batch_of(backbone, rows[::5])
+    batch = batch_of(backbone, rows[::5], "published")
     with torch.inference_mode():
         ours, theirs = FinalState(backbone).eval().predict(**batch), Reconstructor(backbone).eval().predict(**batch)
     assert torch.equal(ours.tokens.rows, theirs.tokens.rows)
@@ -242,7 +224,7 @@ def test_the_final_state_s_tokens_are_the_bridge_s(backbone, rows):
 
 
 def test_a_late_bridge_is_cut_below(backbone, rows):
-    batch = batch_of(backbone, rows[::5])
+    batch = batch_of(backbone, rows[::5], "strict")
     other = swap_pictures(batch)
     layers = len(backbone.model.model.language_model.layers)
     for late, cut in ((0, True), (1, False)):
@@ -254,15 +236,17 @@ def test_a_late_bridge_is_cut_below(backbone, rows):
     model = LateBridge(backbone, layers).eval()
     whole = losses(model, batch)[0]
     model.release()
-    assert torch.equal(whole, losses(Reconstructor(backbone, layout="strict").eval(), batch)[0])
+    assert torch.equal(whole, losses(Reconstructor(backbone).eval(), batch)[0])
 
 
-def test_word_by_word_hides_what_comes_later(backbone, rows):
+def test_word_by_word_hides_what_comes_later():
     """A is read whole by EOS and never by B; a word of B sees EOS, and B up to itself."""
-    mask, eos = torch.tensor([[1, 1, 1, 1, 1, 0]]), torch.tensor([2])
-    seen = WordByWord(backbone).attention(mask, eos, None)[0, 0, :5]
-    expected = ["111000", "111000", "111000", "001100", "001110"]
-    assert ["".join(str(int(each)) for each in row) for row in seen] == expected
+    found = word_by_word({"lengths": torch.tensor([5, 3]), "eos_position": torch.tensor([2, 6])})
+    first, second = (
+        (Block((0, 3), (0, 3)), Block((3, 5), (2, 5), True)),
+        (Block((5, 7), (5, 7)), Block((7, 8), (6, 8), True)),
+    )
+    assert found == [*first, *second]
 
 
 def test_half_the_rows_have_their_picture_behind_eos_hidden_in_part(backbone, rows):
@@ -431,16 +415,13 @@ def test_decoding_goes_word_by_word(backbone, rows):
     captions = [row for row in rows if row.dataset == "Scenes_i2t"][:2]
     (ids, truth), _ = probes.decode(backbone, captions, "strict")
     assert backbone.tokenizer.decode(truth) == captions[0].text
-    batch = batch_of(backbone, captions)
-    model, eos = Reconstructor(backbone, layout="strict").eval(), int(batch["eos_position"][0])
+    batch, model = batch_of(backbone, captions, "strict"), Reconstructor(backbone).eval()
     for place in range(2):
         with torch.inference_mode():
             tokens = model.predict(**batch).tokens
-        (now,) = ((tokens.rows == 0) & (tokens.positions == eos + 1 + place)).nonzero()[:, 0]
-        assert ids[place] == tokens.likeliest[now]
-        for row in range(2):
-            here = (tokens.rows == row) & (tokens.positions == batch["eos_position"][row] + 1 + place)
-            batch["input_ids"][row, batch["eos_position"][row] + 1 + place] = tokens.likeliest[here][0]
+        now = [(tokens.positions == eos + 1 + place).nonzero().item() for eos in batch["eos_position"].tolist()]
+        assert ids[place] == tokens.likeliest[now[0]]
+        batch["input_ids"][0, batch["eos_position"] + 1 + place] = tokens.likeliest[now]
 
 
 def test_every_study_s_phases_are_arguments(monkeypatch):

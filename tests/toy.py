@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from peft import PeftModel
@@ -13,6 +15,7 @@ from cocoa.adapters import Lora, add_adapters
 from cocoa.backbone import Backbone, set_attention
 from cocoa.pairs import ContentPair, Pair, Side, Turn
 from cocoa.special_tokens import close_with_compression_tokens
+from cocoa.stages.reconstruction import ReconstructionTrainer
 
 WORDS = ["red", "green", "blue", "cat", "dog", "rocket", "coffee", "cup", "table", "sky", "moon", "star"]
 VISION = {"qwen2_vl": ("qkv", "fc1", "fc2"), "qwen2_5_vl": ("qkv", "gate_proj", "up_proj", "down_proj")}
@@ -104,3 +107,9 @@ def arguments(cls, folder, **options):
         "seed": 3,
     }
     return cls(**{**defaults, **options})
+
+
+def row_of(trainer: ReconstructionTrainer, samples: list[dict[str, Tensor]]) -> dict[str, Any]:
+    """Samples in the one row that the trainer makes of them."""
+    (row,) = trainer.data_collator(samples)["passes"]
+    return row

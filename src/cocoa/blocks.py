@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -41,7 +42,7 @@ class Block(NamedTuple):
 
 def bidirectional(lengths: Sequence[int], causal: bool = False) -> list[Block]:
     """Each token sees its own input (or what of it stands before it)."""
-    return [Block(span, span, causal) for span in _spans(lengths)]
+    return [Block(span, span, causal) for span in spans(lengths)]
 
 
 def eos_bridged(lengths: Sequence[int], eos_places: Sequence[int], layout: BridgeLayout) -> list[Block]:
@@ -55,7 +56,7 @@ def eos_bridged(lengths: Sequence[int], eos_places: Sequence[int], layout: Bridg
     if layout == "full":
         return bidirectional(lengths)
     blocks = []
-    for (start, end), eos in zip(_spans(lengths), eos_places, strict=True):
+    for (start, end), eos in zip(spans(lengths), eos_places, strict=True):
         if layout == "strict":
             blocks.append(Block((start, eos + 1), (start, eos + 1)))
         else:
@@ -73,13 +74,14 @@ def compressed(lengths: Sequence[int], first_places: Sequence[int], count: int) 
         count: of them in an input.
     """
     blocks = []
-    for (start, end), first in zip(_spans(lengths), first_places, strict=True):
+    for (start, end), first in zip(spans(lengths), first_places, strict=True):
         behind = first + count
         blocks += [Block((start, behind), (start, behind), True), Block((behind, end), (first, end), True)]
     return [block for block in blocks if block.queries[0] < block.queries[1]]
 
 
-def _spans(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+def spans(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Where each input starts in the row, and where the next one does."""
     start = 0
     for length in lengths:
         yield start, start + length
@@ -97,7 +99,8 @@ class Layout:
         self.groups = [(len(own), *size) for size, own in alike.items()]
         """How many blocks there are of so many queries and keys, causal or not."""
         ordered = [block for own in alike.values() for block in own]
-        self.queries, self.keys = (_places([block[side] for block in ordered]) for side in (0, 1))
+        self.queries = _places([block.queries for block in ordered])
+        self.keys = _places([block.keys for block in ordered])
         """(N,) and (keys,) places in the order of the groups; None where the row has that order itself."""
         self.back = None if self.queries is None else self.queries.argsort()
         """(N,) where each place's query went."""
@@ -111,7 +114,7 @@ class Layout:
 
 
 def _places(spans: Sequence[tuple[int, int]]) -> Tensor | None:
-    if all(end == start for (_, end), (start, _) in zip(spans, spans[1:], strict=False)) and spans[0][0] == 0:
+    if all(end == start for (_, end), (start, _) in pairwise(spans)) and spans[0][0] == 0:
         return None
     return torch.cat([torch.arange(*span) for span in spans])
 
@@ -143,8 +146,11 @@ def attend(
     for (count, queries, keys, causal), *own in zip(
         layout.groups, q.split(q_sizes), k.split(k_sizes), v.split(k_sizes), strict=True
     ):
+        own_q, own_k, own_v = (each.unflatten(0, (count, -1)).transpose(1, 2) for each in own)  # (count, H, T, D)
         found = F.scaled_dot_product_attention(
-            *(each.unflatten(0, (count, -1)).transpose(1, 2) for each in own),  # (count, H, T, D)
+            own_q,
+            own_k,
+            own_v,
             attn_mask=causal_lower_right(queries, keys) if causal and queries < keys else None,
             dropout_p=options.get("dropout", 0.0),
             is_causal=causal and queries == keys,

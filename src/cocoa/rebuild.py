@@ -1,7 +1,7 @@
 """Look at what the reconstruction stages learned: hidden patches, and captions through EOS alone, rebuilt.
 
 Nothing is encoded, masked or predicted in a second way here: rows go through the stages' own functions
-(`corrupt`, `bridge`, `collate`, `Reconstructor.predict`), in float32 and at the checkpoint's image budget.
+(`corrupt`, `bridge`, `pack`, `Reconstructor.predict`), in float32 and at the checkpoint's image budget.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cocoa.pairs import ContentPair, Side
 from cocoa.preview_pictures import picture_of, to_image
 from cocoa.reconstruction import patch_loss
 from cocoa.stages import eos_bridge, joint_reconstruction
-from cocoa.stages.content import collate
+from cocoa.stages.content import pack
 from cocoa.stages.reconstruction import Reconstructor
 
 
@@ -154,7 +154,7 @@ def rebuild_texts(
         CocoaError: a row cannot be encoded.
     """
     backbone = _load(folder)
-    model = Reconstructor(backbone, layout=layout).eval()
+    model = Reconstructor(backbone).eval()
     length = trained_length(read_record(Path(folder)))
 
     def hide(row: ContentPair) -> dict[str, Tensor]:
@@ -165,10 +165,11 @@ def rebuild_texts(
         part = rows[start : start + batch_size]
         samples = [_sample(row, hide) for row in part]
         with torch.inference_mode():
-            tokens = model.predict(**_batch(samples, backbone)).tokens
-        for number, (row, sample) in enumerate(zip(part, samples, strict=True)):
-            guessed = tokens.likeliest[tokens.rows == number].tolist()
-            truth = sample["labels"][sample["labels"] != IGNORE_INDEX].tolist()
+            tokens = model.predict(**_batch(samples, backbone, layout)).tokens
+        truths = [sample["labels"][sample["labels"] != IGNORE_INDEX].tolist() for sample in samples]
+        likeliest = tokens.likeliest.split([len(truth) for truth in truths])
+        for row, truth, guess in zip(part, truths, likeliest, strict=True):
+            guessed = guess.tolist()
             right = sum(a == b for a, b in zip(guessed, truth, strict=True))
             decoded, words = backbone.tokenizer.decode(truth), words_of(guessed, truth, backbone.tokenizer)
             found.append(RebuiltText(row.row_id, row.side, decoded, words, len(truth), right))
@@ -229,8 +230,8 @@ def _sample(row: ContentPair, hide: Callable[[ContentPair], dict[str, Tensor]]) 
         raise CocoaError(f"row {row.row_id}: {error}") from error
 
 
-def _batch(samples: list[dict[str, Tensor]], backbone: Backbone) -> dict[str, Tensor]:
-    batch = collate(samples, backbone.tokenizer.pad_token_id)
+def _batch(samples: list[dict[str, Tensor]], backbone: Backbone, layout: BridgeLayout = "published") -> dict[str, Any]:
+    batch = pack(samples, backbone, layout)
     return {name: value.to(backbone.model.device) for name, value in batch.items()}
 
 

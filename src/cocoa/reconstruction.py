@@ -18,7 +18,6 @@ from torch.utils.checkpoint import checkpoint
 
 from cocoa.corruption import IGNORE_INDEX
 
-
 LOGITS_AT_ONCE = 2**26
 """Of all predicted tokens and the whole vocabulary: 0.25 GiB in float32, so that a batch's size does not bound it."""
 
@@ -39,7 +38,7 @@ class TokenPrediction(NamedTuple):
 
 
 def predict_tokens(
-    hidden_states: Tensor, head: nn.Module, labels: Tensor, excluded_ids: Sequence[int], shifted: bool = True
+    hidden_states: Tensor, head: Any, labels: Tensor, excluded_ids: Sequence[int], shifted: bool = True
 ) -> TokenPrediction:
     """Predict the labelled tokens from the state just before each, through the language model's own head.
 
@@ -72,7 +71,7 @@ def predict_tokens(
     return TokenPrediction(losses, likeliest == targets, rows, positions, likeliest)
 
 
-def _score(head: nn.Module, excluded: list[int], states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _score(head: Any, excluded: list[int], states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """(M,) losses and likeliest ids."""
     logits = head(states).float()  # (M, V)
     logits[:, excluded] = float("-inf")

@@ -8,17 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers.trainer_utils import IntervalStrategy
 
 from cocoa import blocks
 from cocoa.attention import BridgeLayout
 from cocoa.backbone import Backbone
-from cocoa.corruption import IGNORE_INDEX
 from cocoa.errors import CocoaError
 from cocoa.pairs import ContentPair
 from cocoa.stages.training import StageArguments, check_range
+
+OF_TOKENS = ("input_ids", "labels", "hidden_units")
+"""Tensors (T,) of a sample that have a value for each token."""
+PLACES = ("eos_position", "compression_start")
+"""Tensors of a sample that are a place in it."""
 
 
 @dataclass
@@ -52,7 +55,12 @@ class ContentDataset(Dataset):
         rows: what to rebuild.
         backbone: encodes a row.
         args: of the stage, for seed, ratios and length.
+
+    Attributes:
+        layout: of a bridge.
     """
+
+    layout: BridgeLayout = "published"
 
     def __init__(self, rows: Sequence[ContentPair], backbone: Backbone, args: ReconstructionArguments) -> None:
         self.rows = rows
@@ -92,7 +100,7 @@ def room_for_text(backbone: Backbone, max_length: int) -> int:
 
 
 def passes(
-    samples: list[dict[str, Tensor]], backbone: Backbone, tokens: int, layout: BridgeLayout = "published"
+    samples: Sequence[dict[str, Tensor]], backbone: Backbone, tokens: int, layout: BridgeLayout = "published"
 ) -> dict[str, list[dict[str, Any]]]:
     """A batch in `passes`, each a `pack` of samples of like length with at most so many tokens (or of one sample)."""
     parts: list[list[dict[str, Tensor]]] = []
@@ -108,32 +116,33 @@ def passes(
 
 
 def pack(samples: list[dict[str, Tensor]], backbone: Backbone, layout: BridgeLayout = "published") -> dict[str, Any]:
-    """One row (1, N) of all samples' tokens, one sample behind the other, without padding.
-
-    Besides the samples' own tensors, with `eos_position` and `compression_start` (B,) as places in the row, it has
-    `lengths` (B,), `position_ids` (3, 1, N), the M-RoPE positions of each sample from its own start, and `attention`,
-    a `Layout`: bridged with an `eos_position`, compressed with a `compression_start`, else bidirectional.
+    """One row of all samples' tokens, one sample behind the other, without padding: what training computes.
 
     Args:
-        samples: of a data set of rows.
+        samples: of a data set of rows; those with an `eos_position` are bridged, those with a `compression_start`
+            compressed, others bidirectional.
         backbone: that they are for.
         layout: of a bridge.
+
+    Returns:
+        The samples' tensors, those of tokens (1, N), with `eos_position` and `compression_start` (B,) as places in the
+        row; `lengths` (B,); `position_ids` (3, 1, N), M-RoPE positions of each sample from its own start; `attention`.
     """
-    batch: dict[str, Any] = {}
     sizes = [len(sample["input_ids"]) for sample in samples]
     lengths = torch.tensor(sizes)
-    for key in samples[0]:
-        values = [sample[key] for sample in samples]
-        if key in ("input_ids", "labels", "hidden_units"):
+    batch: dict[str, Any] = {"lengths": lengths}
+    for key, values in _by_key(samples).items():
+        if key in OF_TOKENS:
             batch[key] = torch.cat(values)[None]
-        elif key in ("eos_position", "compression_start"):
+        elif key in PLACES:
             batch[key] = torch.stack(values) + lengths.cumsum(0) - lengths
         else:
             batch[key] = torch.cat(values)
     positions = [
-        backbone.rope_positions(ids[None], torch.ones_like(ids)[None], sample.get("image_grid_thw"))
-        for sample in samples
-        for ids in [sample["input_ids"]]
+        backbone.rope_positions(
+            sample["input_ids"][None], torch.ones(1, size, dtype=torch.long), sample.get("image_grid_thw")
+        )
+        for sample, size in zip(samples, sizes, strict=True)
     ]
     if "eos_position" in batch:
         found = blocks.eos_bridged(sizes, batch["eos_position"].tolist(), layout)
@@ -141,22 +150,9 @@ def pack(samples: list[dict[str, Tensor]], backbone: Backbone, layout: BridgeLay
         found = blocks.compressed(sizes, batch["compression_start"].tolist(), backbone.compression_tokens)
     else:
         found = blocks.bidirectional(sizes)
-    more = {"lengths": lengths, "position_ids": torch.cat(positions, dim=2), "attention": blocks.Layout(found)}
-    return batch | more
+    return batch | {"position_ids": torch.cat(positions, dim=2), "attention": blocks.Layout(found)}
 
 
-def collate(samples: list[dict[str, Tensor]], pad_token_id: int) -> dict[str, Tensor]:
-    """Pad token tensors on the right, and concatenate images."""
-    fill = {"input_ids": pad_token_id, "labels": IGNORE_INDEX, "hidden_units": False}
-    batch: dict[str, Tensor] = {}
-    for key in samples[0]:
-        values = [sample[key] for sample in samples]
-        if key in fill:
-            batch[key] = pad_sequence(values, batch_first=True, padding_value=fill[key])
-        elif key in ("eos_position", "compression_start"):
-            batch[key] = torch.stack(values)
-        else:
-            batch[key] = torch.cat(values)
-    lengths = torch.tensor([len(sample["input_ids"]) for sample in samples])
-    batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
-    return batch
+def _by_key(samples: list[dict[str, Tensor]]) -> dict[str, list[Tensor]]:
+    keys = dict.fromkeys(key for sample in samples for key in sample)
+    return {key: [sample[key] for sample in samples if key in sample] for key in keys}

@@ -53,6 +53,11 @@ class EosBridgeDataset(ContentDataset):
 
     args: EosBridgeArguments
 
+    @property
+    def layout(self) -> BridgeLayout:  # type: ignore[override]
+        """As the stage's arguments say."""
+        return self.args.layout
+
     def sample(self, row: ContentPair, epoch: int) -> dict[str, Tensor]:
         """Tensors of one row; see `Reconstructor.forward`, without the batch axis."""
         args = self.args
@@ -116,5 +121,4 @@ def build_trainer(backbone: Backbone, rows: Sequence[ContentPair], args: EosBrid
     Raises:
         CocoaError: fewer rows than a batch.
     """
-    model = Reconstructor(backbone, layout=args.layout)
-    return ReconstructionTrainer(NAME, model, EosBridgeDataset(rows, backbone, args), {"token": 1.0})
+    return ReconstructionTrainer(NAME, Reconstructor(backbone), EosBridgeDataset(rows, backbone, args), {"token": 1.0})

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cocoa import blocks
-from cocoa.attention import BridgeLayout, bidirectional, compressed, eos_bridged
 from cocoa.backbone import Backbone
+from cocoa.blocks import IN_BLOCKS, Layout
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.reconstruction import PatchDecoder, TokenPrediction, patch_loss, predict_tokens
 from cocoa.stages.content import ContentDataset, passes
@@ -31,48 +30,25 @@ class Prediction(NamedTuple):
 
 
 class Reconstructor(nn.Module):
-    """The backbone under an attention layout, and what rebuilds its hidden elements.
-
-    The batch says which layout: with `eos_position` two blocks are bridged, with `compression_start` a dialogue
-    sees the compression tokens alone; else a sequence is bidirectional.
+    """The backbone, and what rebuilds the hidden elements of a batch; who attends to whom, the batch says.
 
     Args:
         backbone: with its language-model head; adapters, if any, already in place.
-        layout: how EOS bridges two blocks.
         patch_decoder: rebuilds hidden patches, or None where no patch is hidden.
         shifted: a token is predicted from the state before it, or from its own (see `predict_tokens`).
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        layout: BridgeLayout = "published",
-        patch_decoder: PatchDecoder | None = None,
-        shifted: bool = True,
-    ) -> None:
+    def __init__(self, backbone: Backbone, patch_decoder: PatchDecoder | None = None, shifted: bool = True) -> None:
         super().__init__()
         self.model = backbone.model
-        self.model.set_attn_implementation({"text_config": blocks.IN_BLOCKS})
+        self.model.set_attn_implementation({"text_config": IN_BLOCKS})
         self.patch_decoder = patch_decoder
-        self.layout = layout
         self.shifted = shifted
-        self._rope_positions = backbone.rope_positions
-        self._compression_tokens = backbone.compression_tokens
         self._excluded_ids = [backbone.mask_token_id, *backbone.compression_token_ids]
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Recompute the backbone's activations in the backward pass."""
         self.model.activation_checkpointing_enable(**kwargs)
-
-    def attention(
-        self, attention_mask: Tensor, eos_position: Tensor | None, compression_start: Tensor | None
-    ) -> Tensor:
-        """(B, 1, T, T) who attends to whom in a batch; arguments as `predict`."""
-        if eos_position is not None:
-            return eos_bridged(eos_position, attention_mask, self.layout)
-        if compression_start is not None:
-            return compressed(compression_start, self._compression_tokens, attention_mask)
-        return bidirectional(attention_mask)
 
     def predict(
         self,
@@ -80,40 +56,26 @@ class Reconstructor(nn.Module):
         labels: Tensor,
         pixel_values: Tensor,
         image_grid_thw: Tensor,
-        attention_mask: Tensor | None = None,
-        eos_position: Tensor | None = None,
-        compression_start: Tensor | None = None,
+        position_ids: Tensor,
+        attention: Layout | Tensor,
         hidden_units: Tensor | None = None,
-        lengths: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        attention: blocks.Layout | None = None,
+        **_: Tensor,
     ) -> Prediction:
         """One forward pass over the corrupted input, and what it makes of everything hidden.
 
-        The input is a row of `cocoa.stages.content.pack` (B is then 1 and T the length of the row, but for
-        `eos_position`), as in training, or padded by `collate`: the same numbers by dense masks.
-
         Args:
-            input_ids: (B, T) corrupted ids, padded on the right.
-            attention_mask: (B, T), 1 on real tokens; of a padded input.
-            labels: (B, T) ids of the tokens to predict, `IGNORE_INDEX` elsewhere.
+            input_ids: (1, N) corrupted ids of a row of `cocoa.stages.content.pack`.
+            labels: (1, N) ids of the tokens to predict, `IGNORE_INDEX` elsewhere.
             pixel_values: (patches, values) corrupted pixels of all images.
             image_grid_thw: (images, 3).
-            eos_position: (B,) where the bridge stands, if there is one.
-            compression_start: (B,) where the compression tokens begin, if a dialogue follows them.
-            hidden_units: (B, T) True on image tokens whose patches are hidden; only with a patch decoder.
-            lengths: not used.
-            position_ids: (3, 1, T); of a row.
-            attention: who attends to whom; of a row.
+            position_ids: (3, 1, N) M-RoPE positions.
+            attention: who attends to whom, in blocks or as a boolean mask (1, 1, N, N).
+            hidden_units: (1, N) True on image tokens whose patches are hidden; only with a patch decoder.
+            **_: what else a batch holds.
         """
-        mask: Any = attention
-        if attention is None:
-            assert attention_mask is not None
-            position_ids = self._rope_positions(input_ids, attention_mask, image_grid_thw)
-            mask = self.attention(attention_mask, eos_position, compression_start)
         hidden_states = self.model.model(
             input_ids=input_ids,
-            attention_mask=mask if attention is None else {"full_attention": mask},
+            attention_mask={"full_attention": attention},
             position_ids=position_ids,
             pixel_values=pixel_values,
             image_grid_thw=image_grid_thw,
@@ -123,18 +85,13 @@ class Reconstructor(nn.Module):
         if self.patch_decoder is None:
             return Prediction(tokens, None)
         assert hidden_units is not None
-        return Prediction(tokens, self.patch_decoder(hidden_states, mask, position_ids, hidden_units))
+        return Prediction(tokens, self.patch_decoder(hidden_states, attention, position_ids, hidden_units))
 
-    def forward(
-        self,
-        labels: Tensor,
-        target_pixels: Tensor | None = None,
-        **batch: Tensor,
-    ) -> Sums:
+    def forward(self, labels: Tensor, target_pixels: Tensor | None = None, **batch: Any) -> Sums:
         """Every loss term of one forward pass; arguments as `predict`, and the pixels to compare with.
 
         Args:
-            labels: (B, T).
+            labels: (1, N).
             target_pixels: (P, unit_size) pixels of the hidden units.
             **batch: the other arguments of `predict`.
 
@@ -146,9 +103,7 @@ class Reconstructor(nn.Module):
         count = torch.tensor(len(tokens.losses), device=labels.device)
         sums = {"token": (tokens.losses.sum(), count), "accuracy": (tokens.correct.sum(), count)}
         if "eos_position" in batch:
-            behind = batch["eos_position"] + 1  # (B,), in a packed batch all in one row
-            packed = "attention" in batch
-            first = torch.isin(tokens.positions, behind) if packed else tokens.positions == behind[tokens.rows]
+            first = torch.isin(tokens.positions, batch["eos_position"] + 1)
             sums["first"] = (tokens.losses[first].sum(), first.sum())
         if pixels is not None:
             assert target_pixels is not None
@@ -177,7 +132,9 @@ class ReconstructionTrainer(StageTrainer):
             model=model,
             args=args,
             train_dataset=dataset,
-            data_collator=partial(passes, backbone=dataset.backbone, tokens=args.tokens_per_pass, layout=model.layout),
+            data_collator=partial(
+                passes, backbone=dataset.backbone, tokens=args.tokens_per_pass, layout=dataset.layout
+            ),
             sampler=GlobalBatchSampler(datasets, *pieces, args.seed, with_epoch=True),
         )
         self.weights = weights
