@@ -163,7 +163,7 @@ class Lab:
     def embed_sides(self, backbone: Backbone, sides: Sequence[Side], kept_as: str) -> Tensor:
         """Embeddings (sides, D) on the CPU; what a backbone's tower makes of the sides is kept under a name."""
         backbone.encoded = self.encoded.setdefault((backbone.name, kept_as, backbone.compression_tokens), {})
-        backbone.model.eval()
+        backbone.model.eval().set_attn_implementation({"text_config": IN_BLOCKS})
         with torch.inference_mode():
             keep_features(backbone, sides)
             return embed(backbone, [backbone.encode_side(side) for side in sides]).cpu()
