@@ -50,9 +50,11 @@ def _last_layer_at(backbone: Backbone, wanted: Tensor) -> Iterator[None]:
     """Skip the last layer's MLP, most of its work, where nothing is pooled; `wanted` (1, N) says where something is."""
     mlp = backbone.model.model.language_model.layers[-1].mlp
     whole = mlp.forward
-    mlp.forward = lambda states: torch.zeros_like(states).index_put(
-        wanted.nonzero(as_tuple=True), whole(states[wanted])
-    )
+    def at_wanted(states: Tensor) -> Tensor:
+        found = whole(states[wanted])
+        return found.new_zeros(states.shape).index_put(wanted.nonzero(as_tuple=True), found)
+
+    mlp.forward = at_wanted
     try:
         yield
     finally:

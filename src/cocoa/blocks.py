@@ -1,8 +1,7 @@
 """Attention block by block: the layouts of `cocoa.attention`, without a mask and without the scores they forbid.
 
 Inputs stand one after another in one row of tokens, without padding. A layout is a list of blocks: queries that lie
-together, and the keys, together too, that all of them see. Blocks of one size are computed in one call, or all of them
-in one where torch has a kernel for it (half precision on a GPU).
+together, and the keys, together too, that all of them see. Blocks of one size are computed in one call.
 """
 
 from __future__ import annotations
