@@ -133,12 +133,10 @@ def main() -> None:
     print(f"{args.samples} samples, {ours['tokens']:.0f} tokens; one product: {ours['rate']:.0f} GFLOP/s")
     for path, each in medians.items():
         share = each["floor"] / each["seconds"]
-        print(
-            f"{path:>9}: {each['seconds']:6.2f} s a step, {each['memory']:7.0f} MiB above the weights, {share:.0%} of the floor's rate"
-        )
-    print(
-        f"    ratio: {theirs['seconds'] / ours['seconds']:.2f} x faster, {ours['memory'] / theirs['memory']:.2f} x the memory"
-    )
+        told = f"{each['seconds']:6.2f} s a step, {each['memory']:7.0f} MiB above the weights, {share:.0%} of that rate"
+        print(f"{path:>9}: {told}")
+    faster, memory = theirs["seconds"] / ours["seconds"], ours["memory"] / theirs["memory"]
+    print(f"    ratio: {faster:.2f} x faster, {memory:.2f} x the memory")
 
 
 if __name__ == "__main__":
