@@ -95,10 +95,12 @@ def _embed_groups(backbone: Backbone, groups: Sequence[list[dict[str, Tensor]]])
         for name in ("pixel_values", "image_grid_thw")
         if any(name in batch for batch in batches)
     }
+    causal = backbone.form.attention == "causal"  # then no token sees the padding behind it
+    groups_of = [(mask.shape, None if causal or mask.all() else mask.bool()[:, None, None]) for mask in masks]
     with _in_groups(backbone), _last_layer_at(backbone, _row(weights).bool()):
         states = backbone.model.model(
             input_ids=_row([batch["input_ids"] for batch in batches]),
-            attention_mask={"full_attention": masks},
+            attention_mask={"full_attention": groups_of},
             position_ids=torch.cat([each.flatten(1) for each in positions], 1)[:, None],  # (3, 1, N)
             use_cache=False,
             **pictures,
@@ -116,7 +118,12 @@ def _row(values: Sequence[Tensor]) -> Tensor:
 
 
 def attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Sequence[Tensor], **options: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Sequence[tuple[torch.Size, Tensor | None]],
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Attention within each input of each group, causal or not as the text model's config says.
 
@@ -125,20 +132,21 @@ def attend(
         query: (1, H, N, D), the groups one after another, each (S, T) padded on the right; `key` and `value` too.
         key: as query, with fewer heads.
         value: as key.
-        attention_mask: of each group, (S, T), nonzero on real tokens.
+        attention_mask: of each group its S and T, and (S, 1, 1, T) True on real tokens, or None where all may be seen.
         options: `scaling` of the scores.
 
     Returns:
         (1, N, H, D), and no weights.
     """
     causal = module.config.is_causal
-    sizes = [mask.numel() for mask in attention_mask]
+    sizes = [shape.numel() for shape, _ in attention_mask]
     parts = []
-    for mask, *own in zip(attention_mask, *(each[0].split(sizes, 1) for each in (query, key, value)), strict=True):
-        q, k, v = (each.unflatten(1, mask.shape).transpose(0, 1) for each in own)  # (S, H, T, D)
-        padded = None if causal or mask.all() else mask.bool()[:, None, None]  # causal rows never see what follows
+    for (shape, real), *own in zip(
+        attention_mask, *(each[0].split(sizes, 1) for each in (query, key, value)), strict=True
+    ):
+        q, k, v = (each.unflatten(1, shape).transpose(0, 1) for each in own)  # (S, H, T, D)
         found = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=padded, is_causal=causal, scale=options["scaling"], enable_gqa=True
+            q, k, v, attn_mask=real, is_causal=causal, scale=options["scaling"], enable_gqa=True
         )
         parts.append(found.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)[None], None
