@@ -112,11 +112,16 @@ def compare(
 
     See `difference` and `stacked`.
     """
+    first, second = paired(rows, one, other, together)
+    return difference(first, second, group) if first and len(next(iter(first.values()))) > 1 else None
+
+
+def paired(rows: Sequence[Mapping[str, str]], one: str, other: str, together: int = 1) -> tuple[Hits, Hits]:
+    """The hits of two arms on the seeds that both have, see `stacked`; empty where there is none."""
     common = sorted(set(seeds_of(rows, one)) & set(seeds_of(rows, other)))
-    if len(common) < 2:
-        return None
-    first, second = (stacked(rows, arm, common, together) for arm in (one, other))
-    return difference(first, second, group)
+    if not common:
+        return {}, {}
+    return stacked(rows, one, common, together), stacked(rows, other, common, together)
 
 
 def members(names: Iterable[str], group: str) -> list[str]:

@@ -102,10 +102,11 @@ PRETRAINING: dict[str, list[Phase]] = {
 }
 """What each arm does before its contrastive stage; its last phase has the learning rate that is tuned."""
 LAYOUTS = ("published", "full", "strict", "shuffled")
+AS_MOCA: dict[str, Any] = {"pooling": "mean", "temperature": 0.03}
 CONTRASTIVE_FORMS: dict[str, dict[str, Any]] = {
     "contrastive-causal": {"attention": "causal"},
-    "contrastive-mean": {"pooling": "mean", "temperature": 0.03},
-    "moca": {"pooling": "mean", "temperature": 0.03},
+    "contrastive-mean": AS_MOCA,
+    "moca": AS_MOCA,
     "coma": {"attention": "causal", "pooling": "compression", "temperature": 0.03},
 }
 ALONE = ("contrastive", "contrastive-causal", "contrastive-mean")
@@ -153,7 +154,7 @@ def size(lab: Lab) -> None:
         joint, bridge, last = phases_of("published", 6e-4, 1e-3, 400)
         phases = [joint, bridge.having(max_steps=bridge_steps), last]
         add("published", 100, 400, 32, bridge_steps, phases)
-    for arm in ("published", "full"):  # does twice the time close what is between them?
+    for arm in COMPARED:  # does twice the time close what is between them?
         add(arm, PAIRS, 2 * STEPS, 32, BRIDGE_STEPS, phases_of(arm, RATES[0], 1e-3, 2 * STEPS))
     work(SIZES, tasks)
 
@@ -186,7 +187,7 @@ def best_rate(*arms: str) -> float:
 
 
 def rates_of(arm: str) -> tuple[float, ...]:
-    """The learning rates an arm has to choose from, `tune`'s first three in order."""
+    """The learning rates an arm has to choose from, in the order in which they are tried."""
     return (CONTRASTIVE_RATES if arm in ALONE else RATES) + BEYOND_THE_EDGE.get(arm, ())
 
 
@@ -198,13 +199,10 @@ def tune(lab: Lab) -> None:
         return scores(lab, PAIRS, TUNING_SEED, phases, keep=len(phases) - 1)
 
     def tasks(arms: Sequence[str], last: float) -> list[tuple[Row, Callable[[], list[Row]]]]:
-        tries = [(arm, rates_of(arm)[n]) for n in range(4) for arm in arms if n < len(rates_of(arm))]
+        tries = [(place, arm, rate) for arm in arms for place, rate in enumerate(rates_of(arm))]
         return [
-            (
-                {"pairs": PAIRS, "arm": arm, "rate": rate, "seed": TUNING_SEED},
-                partial(tried, arm, rate, last),
-            )
-            for arm, rate in tries
+            ({"pairs": PAIRS, "arm": arm, "rate": rate, "seed": TUNING_SEED}, partial(tried, arm, rate, last))
+            for _, arm, rate in sorted(tries, key=lambda each: each[0])  # the first rate of every arm first
         ]
 
     work(TUNING, tasks(["contrastive"], 0.0))

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from deciding import BACKBONE, PAIRS, phases_after, scores
+from deciding import AS_MOCA, BACKBONE, PAIRS, phases_after, scores
 from lab import Phase, open_lab
 from results import FOLDER, read, work
 
@@ -72,7 +72,7 @@ def variants() -> dict[str, list[Phase]]:
     for ratio in (0.4, 1.0):
         found[f"stage 2 hides {ratio:.0%} of the text"] = [joint, bridge.having(text_mask_ratio=ratio), last]
     found["equal targets are negatives"] = [joint, bridge, last.having(mask_equal_targets=False)]
-    found["full, pooled as MoCa is"] = [*found["full"][:-1], last.having(pooling="mean", temperature=0.03)]
+    found["full, pooled as MoCa is"] = [*found["full"][:-1], last.having(**AS_MOCA)]
     found["adapters in all stages"] = [with_adapters(phase) for phase in found["published"]]
     found["contrastive, adapters"] = [with_adapters(phase) for phase in alone]
     return found

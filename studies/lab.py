@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 from embed import embed
+from filelock import FileLock
 from loops import KINDS, Reconstruction, stage_of, train_contrastive
-from results import RUNS, start_log
+from results import RUNS, lock_path, start_log
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tower import freeze_tower, keep_features
@@ -229,9 +230,10 @@ class Lab:
 def open_lab() -> Lab:
     """The lab of the studies, its scenes written where they are not there yet; what it does is logged."""
     start_log()
-    write_scenes(RUNS / "scenes", seed=0, pairs=24_000, queries=200, progress=True)
-    for seed, folder in enumerate(MORE_TESTS, 1):
-        write_scenes(RUNS / folder, seed=seed, pairs=6, queries=200, progress=True, splits=("test",))
+    with FileLock(lock_path("scenes")):  # processes may start together
+        write_scenes(RUNS / "scenes", seed=0, pairs=24_000, queries=200, progress=True)
+        for seed, folder in enumerate(MORE_TESTS, 1):
+            write_scenes(RUNS / folder, seed=seed, pairs=6, queries=200, progress=True, splits=("test",))
     return Lab(RUNS)
 
 

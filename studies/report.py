@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import beyond
-from arms_compared import UNSATURATED, Difference, averages, bootstrap, compare, seeds_of, stacked
+from arms_compared import UNSATURATED, Difference, averages, bootstrap, compare, paired, seeds_of, stacked
 from bridge import MODELS, NATS, ZERO_SHOT
 from deciding import ARMS, BACKBONE, COMPARED, PAIRS, RESULTS, SIZES, SPREAD, TUNING
 from factors import OTHER_BACKBONE, OVER_PAIRS, PAIR_COUNTS, found_with
@@ -163,8 +163,7 @@ def deciding() -> str:
     found = compare(rows, one, other)
     if found is None:
         return table([], [])
-    common = sorted(set(seeds_of(rows, one)) & set(seeds_of(rows, other)))
-    low, high = bootstrap(stacked(rows, one, common), stacked(rows, other, common))
+    low, high = bootstrap(*paired(rows, one, other))
     plain = f"A plain bootstrap over seeds and queries: [{low:+.1f}, {high:+.1f}]."
     head = f"**`{one}` less `{other}`: {told(found)}** (95 %; 90 %: [{found.inner[0]:+.1f}, {found.inner[1]:+.1f}]"
     return f"{head}; {found.seeds} seeds). {plain}\n\n{compared(rows, ARMS, BASELINES)}"

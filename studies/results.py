@@ -38,7 +38,7 @@ def read(path: Path) -> list[dict[str, str]]:
 def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Add rows at the end of a file, all in one write."""
     rows = list(rows)
-    with FileLock(_lock(path.stem)):
+    with FileLock(lock_path(path.stem)):
         new = not path.exists()
         with path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
@@ -68,7 +68,7 @@ def work(path: Path, tasks: Iterable[tuple[Mapping[str, Any], Callable[[], list[
 def _do(path: Path, key: Mapping[str, Any], make: Callable[[], list[Row]], timeout: float) -> None:
     names = {name: str(value) for name, value in key.items()}
     title = " ".join(names.values())
-    with FileLock(_lock(f"{path.stem}-{title}"), timeout=timeout):
+    with FileLock(lock_path(f"{path.stem}-{title}"), timeout=timeout):
         if any(all(row[name] == value for name, value in names.items()) for row in read(path)):
             return
         started = time.perf_counter()
@@ -94,7 +94,8 @@ def hit_rows(hits: Mapping[str, np.ndarray]) -> list[Row]:
     ]
 
 
-def _lock(name: str) -> Path:
+def lock_path(name: str) -> Path:
+    """The file that is locked while something is done by one process."""
     folder = RUNS / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{name.replace('/', '-').replace(' ', '_')}.lock"
