@@ -25,7 +25,7 @@ from cocoa.account import peak_bytes
 from cocoa.backbone import Backbone
 from cocoa.checkpoint import versions
 from cocoa.corruption import IGNORE_INDEX
-from cocoa.stages.content import passes
+from cocoa.packing import by_length, pack
 from cocoa.stages.reconstruction import Reconstructor
 
 PATHS = ("ours", "reference")
@@ -75,7 +75,8 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
 
         def step() -> float:
             total = 0.0
-            for row in passes(samples, backbone, args.tokens_per_pass, args.layout)["passes"]:
+            for part in by_length(samples, args.tokens_per_pass):
+                row = pack([samples[place] for place in part], backbone, args.layout)
                 moved = {name: value.to(device) for name, value in row.items()}
                 loss = model(**moved | {"pixel_values": moved["pixel_values"].to(dtype)})["token"][0] / count
                 loss.backward()

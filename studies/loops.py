@@ -15,15 +15,14 @@ from transformers import get_scheduler, set_seed
 
 from cocoa.attention import BridgeLayout
 from cocoa.backbone import Backbone
-from cocoa.blocks import Layout, bidirectional
-from cocoa.checkpoint import as_sentence_transformer
+from cocoa.blocks import Layout, own
 from cocoa.corruption import IGNORE_INDEX, row_generator
+from cocoa.packing import pack
 from cocoa.pairs import ContentPair, Pair, Side
 from cocoa.recipe import STAGES
 from cocoa.reconstruction import PatchDecoder
 from cocoa.stages import compression, eos_bridge, joint_reconstruction
-from cocoa.stages.content import pack
-from cocoa.stages.contrastive import ContrastiveArguments, EqualTargetsLoss
+from cocoa.stages.contrastive import ContrastiveArguments, info_nce
 from cocoa.stages.eos_bridge import EosBridgeArguments
 from cocoa.stages.reconstruction import Prediction, Reconstructor
 from cocoa.stages.sampling import GlobalBatchSampler
@@ -96,7 +95,7 @@ class NextToken(Reconstructor):
 
     def predict(self, *args: Any, **batch: Any) -> Prediction:
         """As `Reconstructor.predict`."""
-        seen = Layout(bidirectional(batch["lengths"].tolist(), causal=True)).to(self.model.device)
+        seen = Layout(own(batch["lengths"].tolist(), causal=True)).to(self.model.device)
         return super().predict(*args, **batch | {"attention": seen})
 
 
@@ -216,16 +215,14 @@ def train_contrastive(
     backbone: Backbone, pairs: Sequence[Pair], args: ContrastiveArguments, beside: Reconstruction | None, weight: float
 ) -> list[float]:
     """Stage 3 on full batches, perhaps with a reconstruction loss beside it; the contrastive losses of the steps."""
-    model = as_sentence_transformer(backbone)
-    scale, size = 1 / args.temperature, args.batch_size
-    loss_of = EqualTargetsLoss(model, mask_equal_targets=args.mask_equal_targets, scale=scale, mini_batch_size=size)
+    size = args.batch_size
 
     def backward(rows: list[int]) -> float:
         chosen = [pairs[row] for row in rows]
         sides = [pair.query for pair in chosen] + [pair.target for pair in chosen]
-        vectors = embed(backbone, [backbone.encode_side(side) for side in sides])
-        labels = torch.tensor([[pair.target.content_id()] for pair in chosen], device=vectors.device)
-        loss = loss_of.calculate_loss([[vectors[:size]], [vectors[size:]]], labels)
+        vectors = embed(backbone, [backbone.encode_side(side) for side in sides]).view(2, size, -1)
+        ids = torch.tensor([[pair.target.content_id() for pair in chosen]], device=vectors.device)
+        loss = info_nce(vectors, ids, args.temperature, args.mask_equal_targets)
         loss.backward()
         if beside is not None:
             beside.backward(next(beside.batches), weight)

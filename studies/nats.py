@@ -20,10 +20,10 @@ from cocoa.backbone import Backbone
 from cocoa.catalogue import stage_rows
 from cocoa.inputs import MAX_LENGTH
 from cocoa.mmeb_eval import EvalDataset
+from cocoa.packing import pack
 from cocoa.pairs import ContentPair, Pair
 from cocoa.scenes.language import NUMBERS
 from cocoa.scenes.world import CELLS, COLOURS, SHAPES, SIZES, TEXTURES
-from cocoa.stages.content import pack
 from cocoa.stages.eos_bridge import bridge
 from cocoa.stages.reconstruction import Reconstructor
 

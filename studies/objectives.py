@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cocoa.backbone import Backbone
-from cocoa.blocks import Block, Layout, bidirectional, spans
+from cocoa.blocks import Block, Layout, own, spans
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.pairs import ContentPair
 from cocoa.reconstruction import PatchDecoder, predict_tokens
@@ -66,7 +66,7 @@ class FinalState(Reconstructor):
         return Prediction(tokens._replace(positions=place[in_b][tokens.positions]), None)
 
     def _whole(self, lengths: Tensor) -> dict[str, Layout]:
-        return {"full_attention": Layout(bidirectional(lengths.tolist())).to(self.model.device)}
+        return {"full_attention": Layout(own(lengths.tolist())).to(self.model.device)}
 
 
 class LateBridge(Reconstructor):

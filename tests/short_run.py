@@ -31,7 +31,7 @@ def short_recipe(backbone: Path, data: Path, output: Path, tuning: str = "full",
         "image": {"train_tokens": [4, 16], "eval_tokens": [4, 25]},
         "stages": [{name: dict(common)} for name in NAMES],
     }
-    recipe["stages"][2]["contrastive"] |= {"mini_batch_size": 4, "eval_steps": 1}
+    recipe["stages"][2]["contrastive"] |= {"tokens_per_pass": 100, "eval_steps": 1}
     if tuning == "dora":
         vision = VISION["qwen2_5_vl" if "qwen2_5" in backbone.name else "qwen2_vl"]
         recipe["lora"] = {"r": 4, "alpha": 16, "vision": list(vision)}

@@ -6,16 +6,16 @@ import toy
 from torch.nn.functional import scaled_dot_product_attention
 
 from cocoa import attention, blocks
+from cocoa.packing import by_length, pack
 from cocoa.stages import compression, eos_bridge, joint_reconstruction
-from cocoa.stages.content import pack, passes
 
 LENGTHS, PLACES = [4, 4, 7, 3], [1, 2, 4, 1]
 """Inputs, and where EOS or the first of two compression tokens stands in each."""
 IN_ROW = [1, 6, 12, 16]
 PADDING = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
 LAYOUTS = {
-    "bidirectional": (blocks.bidirectional(LENGTHS), attention.bidirectional(PADDING)),
-    "causal": (blocks.bidirectional(LENGTHS, causal=True), attention.causal(PADDING)),
+    "bidirectional": (blocks.own(LENGTHS), attention.bidirectional(PADDING)),
+    "causal": (blocks.own(LENGTHS, causal=True), attention.causal(PADDING)),
     "compressed": (blocks.compressed(LENGTHS, IN_ROW, 2), attention.compressed(torch.tensor(PLACES), 2, PADDING)),
     **{
         layout: (
@@ -62,9 +62,9 @@ def test_attention_is_that_of_the_mask(name, kv_heads):
 
 
 def test_blocks_of_one_size_are_one_call():
-    layout = blocks.Layout(blocks.bidirectional([5, 3, 5, 3, 3]))
+    layout = blocks.Layout(blocks.own([5, 3, 5, 3, 3]))
     assert layout.groups == [(2, 5, 5, False), (3, 3, 3, False)]
-    assert layout.queries is not None and blocks.Layout(blocks.bidirectional([3, 3, 5])).queries is None
+    assert layout.queries is not None and blocks.Layout(blocks.own([3, 3, 5])).queries is None
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -104,12 +104,12 @@ def test_a_row_gives_what_its_samples_give_alone(tiny_backbone, stage):
 
 
 def test_passes_hold_every_sample_once_and_no_more_tokens_than_asked(tiny_backbone):
-    _, samples, backbone = reconstructor(tiny_backbone(), "published")
+    _, samples, _ = reconstructor(tiny_backbone(), "published")
     sizes = [len(sample["input_ids"]) for sample in samples]
     for tokens in (1, max(sizes), 2 * max(sizes), 10_000):
-        found = [row["lengths"].tolist() for row in passes(samples, backbone, tokens)["passes"]]
-        assert [size for sizes in found for size in sizes] == sorted(sizes)
-        assert all(sum(sizes) <= tokens or len(sizes) == 1 for sizes in found)
+        found = [[sizes[place] for place in part] for part in by_length(samples, tokens)]
+        assert [size for part in found for size in part] == sorted(sizes)
+        assert all(sum(part) <= tokens or len(part) == 1 for part in found)
 
 
 def reconstructor(backbone, stage):

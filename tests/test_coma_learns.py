@@ -15,7 +15,7 @@ def short_coma(scenes, output, backbone):
     common = {"batch_size": 32, "report_to": "none"}
     compression = {"compression_tokens": 8, "prompt": "describe the {content}.", "cache_inputs": True}
     data = {"train": str(scenes / "dialogues.parquet"), "validation_rows": 0}
-    contrastive = {"mini_batch_size": 32, "warmup_steps": 0.1, "temperature": 0.03}
+    contrastive = {"warmup_steps": 0.1, "temperature": 0.03}
     return {
         "backbone": backbone,
         "output_dir": str(output),

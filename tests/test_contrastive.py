@@ -3,38 +3,45 @@
 import pytest
 import torch
 from PIL import Image
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from torch.nn import functional as F
-from toy import arguments, toy_pairs
+from toy import arguments, prepared, toy_pairs, with_adapters
 
+from cocoa.backbone import POOLINGS
 from cocoa.checkpoint import as_sentence_transformer
 from cocoa.embedding import Embedder
+from cocoa.packing import PackedEmbedder
 from cocoa.pairs import Pair, Side
 from cocoa.stages.contrastive import (
     FILLER_ID,
     ContrastiveArguments,
-    EqualTargetsLoss,
     PairDataset,
     build_trainer,
+    cached_gradients,
+    collate,
+    info_nce,
 )
 from cocoa.validation import InPoolEvaluator
 
 TEMPERATURE = 0.05
 
 
-def columns_of(dataset):
-    rows = [dataset[i] for i in range(len(dataset))]
-    return {name: [row[name] for row in rows] for name in dataset.column_names}
+def batch_of(pairs, backbone, args):
+    dataset = PairDataset(pairs, backbone, args)
+    return collate([dataset[i] for i in range(len(dataset))], backbone, args.tokens_per_pass)
 
 
-def features_of(model, columns):
-    return [model.preprocess(column) for column in columns]
+def messages_of(pairs, backbone, negatives=0):
+    """Columns as sentence-transformers takes them."""
+    sides = [[pair.query, pair.target, *pair.negatives, *[Side()] * negatives][: 2 + negatives] for pair in pairs]
+    return [[backbone.messages(side) for side in column] for column in zip(*sides, strict=True)]
 
 
-def uncached_loss(model, features, labels, mask_equal_targets):
+def uncached_loss(model, columns, labels, mask_equal_targets):
     """InfoNCE in one pass, negatives chosen by plain loops."""
-    query, *documents = [model(dict(column))["sentence_embedding"] for column in features]
+    query, *documents = [model(model.preprocess(column))["sentence_embedding"] for column in columns]
     candidates = torch.cat(documents)
-    ids = labels.T.flatten().tolist()
+    ids = labels.flatten().tolist()
     losses = []
     for row in range(len(query)):
         kept = [row]
@@ -47,37 +54,88 @@ def uncached_loss(model, features, labels, mask_equal_targets):
     return torch.stack(losses).mean()
 
 
+def gradients_of(model):
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def our_gradients(backbone, batch, mask_equal_targets=True):
+    """The loss, the gradients by the backbone's names, and how often the model was asked."""
+    model, asked = PackedEmbedder(backbone).train(), []
+    model.register_forward_hook(lambda *_: asked.append(1))
+    loss = cached_gradients(
+        model,
+        batch["passes"],
+        lambda vectors: info_nce(vectors[batch["places"]], batch["ids"], TEMPERATURE, mask_equal_targets),
+    )
+    return loss.item(), gradients_of(backbone.model.model), len(asked)
+
+
 @pytest.mark.parametrize("mask_equal_targets", [True, False])
 @pytest.mark.parametrize("negatives", [0, 1])
-@pytest.mark.parametrize(("mini_batch_size", "passes"), [(2, 3 * 2), (6, 1)])
-def test_cached_equals_uncached_gradients(
-    tiny_backbone, tmp_path, mask_equal_targets, negatives, mini_batch_size, passes
+@pytest.mark.parametrize("tokens_per_pass", [1, 60, 10_000])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_gradients_are_those_of_one_padded_batch(
+    tiny_backbone, tmp_path, mask_equal_targets, negatives, tokens_per_pass, pooling
 ):
     pairs = toy_pairs(6, negatives)
     pairs[3] = Pair(pairs[3].query, pairs[0].target, (), "toy0", 3)  # an equal target, and no negative of its own
     backbone = tiny_backbone()
-    args = arguments(ContrastiveArguments, tmp_path, hard_negatives=negatives)
-    rows = columns_of(PairDataset(pairs, backbone, args))
-    labels = torch.tensor(rows.pop("label"))
+    backbone.pooling = pooling
+    if pooling == "compression":
+        prepared(backbone, "matching")
+    args = arguments(ContrastiveArguments, tmp_path, hard_negatives=negatives, tokens_per_pass=tokens_per_pass)
+    batch = batch_of(pairs, backbone, args)
     model = as_sentence_transformer(backbone)
-    model.train()
-    features = features_of(model, rows.values())
-
-    expected = uncached_loss(model, features, labels, mask_equal_targets)
+    expected = uncached_loss(model, messages_of(pairs, backbone, negatives), batch["ids"], mask_equal_targets)
     expected.backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    cached = EqualTargetsLoss(model, mask_equal_targets, scale=1 / TEMPERATURE, mini_batch_size=mini_batch_size)
-    features, forwards = features_of(model, rows.values()), []
-    model.register_forward_hook(lambda *_: forwards.append(1))
-    loss = cached(features, labels)
-    loss.backward()
-    assert len(forwards) == passes * len(features)
-    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
-    assert gradients
-    for name, p in model.named_parameters():
-        if name in gradients:
-            assert torch.allclose(p.grad, gradients[name], atol=2e-5, rtol=1e-4), name
+    theirs = gradients_of(backbone.model.model)
+    loss, ours, asked = our_gradients(backbone, batch, mask_equal_targets)
+    assert asked == 2 * len(batch["passes"]) - 1
+    assert len(batch["passes"]) == {1: 6 * (2 + negatives), 10_000: 1}.get(tokens_per_pass, len(batch["passes"]))
+    assert loss == pytest.approx(expected.item(), abs=1e-5)
+    assert theirs.keys() == ours.keys() and theirs
+    for name, gradient in theirs.items():
+        assert torch.allclose(ours[name], gradient, atol=2e-5, rtol=1e-4), name
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
+def test_gradients_are_those_of_sentence_transformers(tiny_backbone, tmp_path, model_type):
+    pairs, backbone = toy_pairs(6), tiny_backbone(model_type)
+    model = as_sentence_transformer(backbone)
+    cached = CachedMultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE, mini_batch_size=2)
+    expected = cached([model.preprocess(column) for column in messages_of(pairs, backbone)], None)
+    expected.backward()
+    theirs = gradients_of(backbone.model.model)
+    args = arguments(ContrastiveArguments, tmp_path, tokens_per_pass=60)
+    loss, ours, _ = our_gradients(backbone, batch_of(pairs, backbone, args))
+    assert loss == pytest.approx(expected.item(), abs=1e-5) and theirs.keys() == ours.keys()
+    for name, gradient in theirs.items():
+        assert torch.allclose(ours[name], gradient, atol=2e-5, rtol=1e-4), name
+
+
+def test_passes_that_are_embedded_twice_have_the_same_dropout(tiny_backbone, tmp_path):
+    """Dropout after the same seed in one pass, and in several: what is taken on is what the loss has seen."""
+    backbone = tiny_backbone()
+    with_adapters(backbone)
+    for name, module in backbone.model.named_modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+        if name.endswith("lora_B.default"):  # else adapters are still without effect
+            torch.nn.init.normal_(module.weight)
+    args = arguments(ContrastiveArguments, tmp_path, tokens_per_pass=60)
+    batch = batch_of(toy_pairs(6), backbone, args)
+    model, seen = PackedEmbedder(backbone).train(), []
+    model.register_forward_hook(lambda _, __, vectors: seen.append(vectors.detach()))
+    cached_gradients(
+        model, batch["passes"], lambda vectors: info_nce(vectors[batch["places"]], batch["ids"], TEMPERATURE)
+    )
+    passes = len(batch["passes"])
+    for first, again in zip(seen[: passes - 1], seen[passes:], strict=True):
+        torch.testing.assert_close(again, first)
+    with torch.no_grad():
+        assert not torch.allclose(model(**batch["passes"][0]), seen[0])  # without it they would differ
 
 
 def test_equal_targets_change_the_loss_only_where_masked(tiny_backbone, tmp_path):
@@ -85,41 +143,40 @@ def test_equal_targets_change_the_loss_only_where_masked(tiny_backbone, tmp_path
     image = toy_pairs(1)[0]
     pairs = [Pair(pair.query, image.target, (), "toy0", i) for i, pair in enumerate(toy_pairs(6))]
     backbone = tiny_backbone()
-    rows = columns_of(PairDataset(pairs, backbone, arguments(ContrastiveArguments, tmp_path)))
-    labels = torch.tensor(rows.pop("label"))
-    model = as_sentence_transformer(backbone)
+    batch = batch_of(pairs, backbone, arguments(ContrastiveArguments, tmp_path))
     for masked, expected in ((True, 0.0), (False, torch.log(torch.tensor(6.0)).item())):
-        loss = EqualTargetsLoss(model, masked, scale=20.0, mini_batch_size=4)
-        assert loss(features_of(model, rows.values()), labels).item() == pytest.approx(expected, abs=1e-5)
+        assert our_gradients(backbone, batch, masked)[0] == pytest.approx(expected, abs=1e-5)
 
 
 def test_hard_negatives_become_columns_and_missing_ones_are_fillers(tiny_backbone, tmp_path):
-    pairs = toy_pairs(2, negatives=2)
+    pairs, backbone = toy_pairs(2, negatives=2), tiny_backbone()
     equal = Pair(pairs[1].query, pairs[1].target, (pairs[1].target,), "toy0", 1)
     args = arguments(ContrastiveArguments, tmp_path, hard_negatives=2)
-    rows = columns_of(PairDataset([pairs[0], equal], tiny_backbone(), args))
-    assert list(rows) == ["query", "target", "negative_1", "negative_2", "label"]
-    assert rows["label"][0] == [side.content_id() for side in (pairs[0].target, *pairs[0].negatives)]
-    assert rows["label"][1] == [equal.target.content_id(), FILLER_ID, FILLER_ID]  # equal to the target; absent
-    assert rows["negative_2"][1] == [{"role": "user", "content": []}]
+    full, short = (PairDataset([pairs[0], equal], backbone, args)[row] for row in (0, 1))
+    assert list(full) == ["query", "target", "negative_1", "negative_2", "label"]
+    assert full["label"] == [side.content_id() for side in (pairs[0].target, *pairs[0].negatives)]
+    assert short["label"] == [equal.target.content_id(), FILLER_ID, FILLER_ID]  # equal to the target; absent
+    assert short["negative_2"]["input_ids"].tolist() == [backbone.eos_token_id]
 
 
-def test_rows_render_as_plain_sentence_transformers_does(tiny_backbone, tmp_path):
+def test_rows_are_encoded_as_plain_sentence_transformers_does(tiny_backbone, tmp_path):
     pair = toy_pairs(1)[0]
     backbone = tiny_backbone()
-    rows = columns_of(PairDataset([pair], backbone, arguments(ContrastiveArguments, tmp_path)))
+    trained = PairDataset([pair], backbone, arguments(ContrastiveArguments, tmp_path))[0]["query"]
     model = as_sentence_transformer(backbone)
-    trained = model.preprocess(rows["query"])
     served = model.preprocess([{"image": pair.query.image}], prompt=pair.query.instruction)
-    for key in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw"):
+    assert torch.equal(trained["input_ids"], served["input_ids"][0])
+    for key in ("pixel_values", "image_grid_thw"):
         assert torch.equal(trained[key], served[key]), key
 
 
-@pytest.mark.parametrize("size", [3, 8])
-def test_a_batch_may_mix_rows_with_and_without_images(tiny_backbone, tmp_path, size):
+@pytest.mark.parametrize("tokens", [40, 10_000])
+def test_a_batch_may_mix_rows_with_and_without_images(tiny_backbone, tmp_path, tokens):
     pairs = toy_pairs(8)
     pairs = [Pair(p.target, p.query, (), "toy0", p.row) if p.row % 2 else p for p in pairs]
-    trainer = build_trainer(tiny_backbone(), pairs, [], arguments(ContrastiveArguments, tmp_path, mini_batch_size=size))
+    trainer = build_trainer(
+        tiny_backbone(), pairs, [], arguments(ContrastiveArguments, tmp_path, tokens_per_pass=tokens)
+    )
     trainer.train_or_resume()
     assert trainer.state.global_step == 4
 
@@ -169,7 +226,7 @@ class Planted:
 def test_in_pool_hit_counts_ties_against_the_model(tiny_backbone, vectors, expected):
     pairs = [Pair(Side(text=f"q{i}"), Side(text=f"t{i}"), (), "toy", i) for i in range(2)]
     pairs += [Pair(Side(text="q0"), Side(text="t0"), (), "one target only", i) for i in range(2)]
-    scores = InPoolEvaluator(pairs, tiny_backbone())(Planted(vectors))
+    scores = InPoolEvaluator(pairs, Embedder(Planted(vectors), tiny_backbone().images))()
     assert scores == {"validation_toy_hit@1": expected, "validation_hit@1": expected}
 
 

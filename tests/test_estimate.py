@@ -65,8 +65,8 @@ def test_the_residual_stream_of_full_tuning_is_float32():
     [
         ({}, 6, 4),
         ({"checkpointing": True}, 8, 6),
-        ({"cached": True}, 8, 6),
-        ({"checkpointing": True, "cached": True}, 10, 8),
+        ({"cached": 1.0}, 8, 6),
+        ({"checkpointing": True, "cached": 0.5}, 9, 7),
     ],
 )
 def test_operations_a_token_and_parameter(options, trained, frozen):
@@ -81,7 +81,7 @@ def test_a_frozen_tower_is_only_passed_through():
 
 def test_operations_of_a_stage_are_summed_over_its_stacks():
     head = Stack("text", 0, 8, 16, trained=0, frozen=40, tokens=0.5, longest=0)
-    assert stage_flops([TEXT, head], pairs=10, checkpointing=False, cached=False) == 70 * (60 + 360) + 5 * 160
+    assert stage_flops([TEXT, head], pairs=10, checkpointing=False, cached=0.0) == 70 * (60 + 360) + 5 * 160
 
 
 def test_hours():

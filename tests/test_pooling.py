@@ -134,7 +134,7 @@ def test_the_contrastive_stage_trains_through_its_pooling(saved, variant, tmp_pa
     backbone = load_backbone(saved[variant][1], ImageBudget((4, 16)), **form._asdict())
     with_adapters(backbone)
     options = {key: value for key, value in form._asdict().items() if value}
-    args = arguments(ContrastiveArguments, tmp_path, mini_batch_size=3, max_steps=2, **options)
+    args = arguments(ContrastiveArguments, tmp_path, tokens_per_pass=80, max_steps=2, **options)
     trainer = build_trainer(backbone, toy_pairs(8, datasets=2), [], args)
     before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
     trainer.train()

@@ -12,13 +12,13 @@ from toy import arguments, content_rows, row_of
 from cocoa.checkpoint import save_checkpoint
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.errors import CocoaError
+from cocoa.packing import pack
 from cocoa.pairs import ContentPair, Side
 from cocoa.pipeline import train
 from cocoa.preview_pictures import picture_of, to_image
 from cocoa.rebuild import rebuild_images, rebuild_texts, swapped, words_of
 from cocoa.recipe import parse_recipe
 from cocoa.stages import eos_bridge, joint_reconstruction
-from cocoa.stages.content import pack
 from cocoa.stages.joint_reconstruction import DECODER_NAME, load_patch_decoder, save_patch_decoder
 from cocoa.stages.reconstruction import Reconstructor
 

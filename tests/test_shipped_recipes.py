@@ -44,7 +44,7 @@ def fitted(path, backbone, data, photo_dialogues):
         if "gradient_accumulation_steps" in (options or {}):
             small["gradient_accumulation_steps"] = 2
         if name == "contrastive":
-            small["mini_batch_size"] = 4
+            small["tokens_per_pass"] = 100
             if (options or {}).get("sub_batch_size", 1) > 1:
                 small["sub_batch_size"] = 1
         if name == "compression":

@@ -67,10 +67,7 @@ def weights(backbone):
 
 @pytest.mark.slow
 def test_the_lab_trains_what_the_pipeline_trains(lab, tmp_path):
-    stages = [
-        {phase.stage: phase.options | ({"mini_batch_size": 16} if phase.stage == "contrastive" else {})}
-        for phase in PHASES
-    ]
+    stages = [{phase.stage: phase.options} for phase in PHASES]
     recipe = {"backbone": "mini-qwen2-vl", "output_dir": str(tmp_path / "run"), "seed": 5, "stages": stages}
     recipe["data"] = {"train": str(lab.folder / "scenes/MMEB-train"), "max_rows_per_subset": 8, "validation_rows": 0}
     recipe["image"] = {"train_tokens": [1, 16], "eval_tokens": [1, 16]}

@@ -39,8 +39,8 @@ class Block(NamedTuple):
     causal: bool = False
 
 
-def bidirectional(lengths: Sequence[int], causal: bool = False) -> list[Block]:
-    """Each token sees its own input (or what of it stands before it)."""
+def own(lengths: Sequence[int], causal: bool = False) -> list[Block]:
+    """Each token sees its own input, or what of it stands before it."""
     return [Block(span, span, causal) for span in spans(lengths)]
 
 
@@ -53,7 +53,7 @@ def eos_bridged(lengths: Sequence[int], eos_places: Sequence[int], layout: Bridg
         layout: `published`, `strict` or `full`.
     """
     if layout == "full":
-        return bidirectional(lengths)
+        return own(lengths)
     blocks = []
     for (start, end), eos in zip(spans(lengths), eos_places, strict=True):
         if layout == "strict":

@@ -194,20 +194,21 @@ def training_flops(
     *,
     reached: bool = True,
     checkpointing: bool = False,
-    cached: bool = False,
+    cached: float = 0.0,
 ) -> float:
     """Operations of training on `tokens` tokens.
 
     Per parameter and token: 2 forward; 2 for the gradient of the input, where the gradient is `reached`; 2
     for that of a trained weight; 2 for the forward pass again with `checkpointing`; 2 for the one without
-    gradients that GradCache takes first (`cached`). So 6 N for trained weights, 8 N with checkpointing.
+    gradients that GradCache takes first of a share of the tokens (`cached`). So 6 N for trained weights, 8 N with
+    checkpointing.
     """
     forward = 2 * (1 + cached + (checkpointing and reached))
     through = 2 if reached else 0
     return tokens * ((forward + through) * (trained + frozen) + 2 * trained)
 
 
-def stage_flops(stacks: Sequence[Stack], pairs: int, checkpointing: bool, cached: bool) -> float:
+def stage_flops(stacks: Sequence[Stack], pairs: int, checkpointing: bool, cached: float) -> float:
     """Operations of a stage that sees `pairs` pairs, over all devices."""
     return sum(
         training_flops(

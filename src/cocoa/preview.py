@@ -22,7 +22,7 @@ from cocoa.errors import CocoaError
 from cocoa.estimate import Estimate
 from cocoa.pairs import ContentPair, Pair
 from cocoa.pipeline import load_stage_backbone, stage_forms
-from cocoa.preview_cost import estimate_stage, rows_at_once, stage_model, trained_by_place
+from cocoa.preview_cost import estimate_stage, rows_of, stage_model, trained_by_place
 from cocoa.preview_samples import Measured, Sample, StageDataset, measure, sample
 from cocoa.recipe import Recipe, Stage
 from cocoa.stage_data import StageData, stage_data
@@ -164,7 +164,7 @@ def _stage(recipe: Recipe, stage: Stage, form: Form, tflops: float, devices: int
     draw = random.Random(f"{recipe.seed}/{stage.name}/preview")
     looked_at = sorted(draw.sample(range(len(rows)), min(len(rows), MOST_LENGTHS)))
     try:
-        rows_at_once(args, devices)
+        rows_of(args, devices)
         schedule = _schedule(args, [row.dataset for row in rows])
         adapted = describe(adapted_layers(backbone.model, recipe.lora)) if recipe.lora else "all weights"
         model = stage_model(recipe, backbone, args)

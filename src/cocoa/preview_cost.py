@@ -17,7 +17,7 @@ from cocoa.estimate import Estimate, Layer, Stack, Tuning, stage_flops, stage_me
 from cocoa.pipeline import add_stage_adapters
 from cocoa.preview_samples import Measured
 from cocoa.recipe import DTYPES, Recipe
-from cocoa.reconstruction import PatchDecoder
+from cocoa.reconstruction import LOGITS_AT_ONCE, PatchDecoder
 from cocoa.stages.contrastive import ContrastiveArguments
 from cocoa.stages.joint_reconstruction import JointReconstructionArguments
 from cocoa.stages.reconstruction import Reconstructor
@@ -96,7 +96,7 @@ def estimate_stage(
         decoder = list(model.patch_decoder.parameters())
         stacks.append(_stack(decoder, size._replace(layers=1), tokens, longest))
 
-    rows = rows_at_once(args, devices)
+    rows = rows_at_once(args, devices, longest)
     trained = sum(trained_by_place(model).values())
     tuning: Tuning = "full" if recipe.lora is None else "dora" if recipe.lora.dora else "lora"
     memory = stage_memory(
@@ -107,15 +107,15 @@ def estimate_stage(
         element_bytes=DTYPES[recipe.dtype].itemsize,
         tuning=tuning,
         rows_at_once=rows,
-        logits=rows * predicted * text.vocab_size,
+        logits=min(rows * predicted * text.vocab_size, LOGITS_AT_ONCE),
     )
-    checkpointing, cached = bool(args.gradient_checkpointing), uses_gradient_cache(args, devices)
-    flops = stage_flops(stacks, pairs_seen, checkpointing, cached)
+    checkpointing = bool(args.gradient_checkpointing)
+    flops = stage_flops(stacks, pairs_seen, checkpointing, embedded_twice(args, devices, tokens))
     return Estimate(memory, checkpointing, rows, longest, flops, tflops, devices)
 
 
-def rows_at_once(args: StageArguments, devices: int) -> int:
-    """Sequences whose activations a device keeps at once.
+def rows_of(args: StageArguments, devices: int) -> int:
+    """Rows of a batch that go through a device in one step.
 
     Raises:
         CocoaError: the global batch does not divide by devices and accumulation steps.
@@ -126,17 +126,26 @@ def rows_at_once(args: StageArguments, devices: int) -> int:
             f"batch_size {args.batch_size} does not divide by {devices} devices x "
             f"{args.gradient_accumulation_steps} accumulation steps; change one of them"
         )
-    rows = args.batch_size // parts
+    return args.batch_size // parts
+
+
+def rows_at_once(args: StageArguments, devices: int, longest: int) -> int:
+    """Sequences in a device's pass, were all as long as the longest."""
+    columns = 2 + args.hard_negatives if isinstance(args, ContrastiveArguments) else 1
+    return max(1, min(rows_of(args, devices) * columns, args.tokens_per_pass // longest))
+
+
+def embedded_twice(args: StageArguments, devices: int, tokens: float) -> float:
+    """Share of a batch that GradCache embeds twice: all but its last pass.
+
+    Args:
+        args: of the stage.
+        devices: that share a batch.
+        tokens: of a pair, all its sequences together.
+    """
     if not isinstance(args, ContrastiveArguments):
-        return rows
-    if uses_gradient_cache(args, devices):
-        return min(rows, args.mini_batch_size)
-    return rows * (2 + args.hard_negatives)
-
-
-def uses_gradient_cache(args: StageArguments, devices: int) -> bool:
-    """Whether a batch is embedded twice, mini-batch by mini-batch (`EqualTargetsLoss`)."""
-    return isinstance(args, ContrastiveArguments) and (devices > 1 or args.batch_size > args.mini_batch_size)
+        return 0.0
+    return max(0.0, 1 - args.tokens_per_pass / (rows_of(args, devices) * tokens))
 
 
 class Shape(NamedTuple):

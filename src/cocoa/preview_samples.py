@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from itertools import zip_longest
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -106,19 +107,11 @@ class Sample:
     parts: tuple[Part, ...]
 
 
-def sequences(data: StageDataset, backbone: Backbone, index: int) -> Sequences:
+def sequences(data: StageDataset, index: int) -> Sequences:
     """The sequences of one row in epoch 0, from the data set that the stage's trainer reads."""
     if isinstance(data, ContentDataset):
         return {"sequence": data[0, index]}
-    row = data[index]
-    return {column.replace("_", " "): encode(backbone, row[column]) for column in row if column != "label"}
-
-
-def encode(backbone: Backbone, messages: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Chat messages through template and processor, as sentence-transformers' collator does, one by one."""
-    inputs = backbone.processor.apply_chat_template([messages], tokenize=True, return_dict=True, return_tensors="pt")
-    images = {name: inputs[name] for name in ("pixel_values", "image_grid_thw") if name in inputs}
-    return {"input_ids": inputs["input_ids"][0], **images}
+    return {column.replace("_", " "): side for column, side in data[index].items() if column != "label"}
 
 
 def token_counts(sequence: dict[str, Tensor], backbone: Backbone) -> dict[str, int]:
@@ -152,7 +145,7 @@ def measure(
     counts: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     shortened = 0
     for index in indices:
-        found = sequences(data, backbone, index)
+        found = sequences(data, index)
         for name, sequence in found.items():
             for kind, count in token_counts(sequence, backbone).items():
                 counts[name.split()[0]][kind].append(count)
@@ -182,14 +175,14 @@ def sample(data: StageDataset, backbone: Backbone, index: int, row_id: str) -> S
     if isinstance(data, ContentDataset):
         instructions["sequence"] = data.rows[index].side.instruction.strip()
     else:
-        row = data[index]
+        pair, row = data.pairs[index], data[index]
         ids = row.pop("label")
-        for column, content_id in zip(row, [None, *ids], strict=True):
-            first = row[column][0]
-            if first["role"] == "system":
-                instructions[column.replace("_", " ")] = first["content"][0]["text"]
+        sides = [pair.query, pair.target, *pair.negatives]
+        for column, side, content_id in zip_longest(row, sides[: len(row)], [None, *ids]):
+            name = column.replace("_", " ")
+            instructions[name] = side.instruction.strip() if side else ""
             if content_id == FILLER_ID:
-                notes[column.replace("_", " ")] = "left out of the loss: the row has no such negative"
+                notes[name] = "left out of the loss: the row has no such negative"
     return Sample(
         row_id,
         tuple(
@@ -200,7 +193,7 @@ def sample(data: StageDataset, backbone: Backbone, index: int, row_id: str) -> S
                 picture_of(sequence, backbone),
                 notes.get(name, ""),
             )
-            for name, sequence in sequences(data, backbone, index).items()
+            for name, sequence in sequences(data, index).items()
         ),
     )
 

@@ -22,11 +22,11 @@ from cocoa.checkpoint import read_record, trained_length
 from cocoa.corruption import IGNORE_INDEX, row_generator
 from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget
+from cocoa.packing import pack
 from cocoa.pairs import ContentPair, Side
 from cocoa.preview_pictures import picture_of, to_image
 from cocoa.reconstruction import patch_loss
 from cocoa.stages import eos_bridge, joint_reconstruction
-from cocoa.stages.content import pack
 from cocoa.stages.reconstruction import Reconstructor
 
 

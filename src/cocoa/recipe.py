@@ -47,7 +47,7 @@ _GIVEN_ELSEWHERE = {
 _WITHOUT_EFFECT = (
     *("report_to", "run_name", "logging_", "log_", "disable_tqdm"),
     *("save_strategy", "save_steps", "save_total_limit", "dataloader_num_workers"),
-    *("mini_batch_size", "gradient_checkpointing", "activation_checkpointing", "cache_inputs"),
+    *("tokens_per_pass", "gradient_checkpointing", "activation_checkpointing", "cache_inputs"),
 )
 """Beginnings of the options that leave the result as it is, rounding aside: a stopped run may go on under others."""
 

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.evaluation import BaseEvaluator
 
-from cocoa.backbone import Backbone
 from cocoa.embedding import Embedder
-from cocoa.inputs import MAX_LENGTH
 from cocoa.metrics import distinct_rows
 from cocoa.pairs import Pair
 
 
-class InPoolEvaluator(BaseEvaluator):
+class InPoolEvaluator:
     """How often a query's own target is the nearest among its data set's held-out targets.
 
     Targets with the same text and image are one target. A tie counts against the model. A data set with
@@ -25,40 +20,31 @@ class InPoolEvaluator(BaseEvaluator):
 
     Args:
         pairs: held out of training.
-        backbone: renders a side as training does.
+        embedder: the model, asked as in training.
         batch_size: sides embedded at once.
-        max_length: tokens of a side, as in training.
     """
 
-    def __init__(
-        self, pairs: Sequence[Pair], backbone: Backbone, batch_size: int = 8, max_length: int = MAX_LENGTH
-    ) -> None:
-        super().__init__()
+    def __init__(self, pairs: Sequence[Pair], embedder: Embedder, batch_size: int = 8) -> None:
         self.pools: dict[str, list[Pair]] = defaultdict(list)
         for pair in pairs:
             self.pools[pair.dataset].append(pair)
         for dataset, pool in list(self.pools.items()):
             if len({pair.target.content_id() for pair in pool}) < 2:
                 del self.pools[dataset]
-        self.backbone = backbone
+        self.embedder = embedder
         self.batch_size = batch_size
-        self.max_length = max_length
-        self.primary_metric = "validation_hit@1"
 
-    def __call__(
-        self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
-    ) -> dict[str, Any]:
+    def __call__(self) -> dict[str, float]:
         """hit@1 of every data set, and their plain mean under `validation_hit@1`."""
-        scores = {dataset: self._hit_at_1(model, pairs) for dataset, pairs in self.pools.items()}
+        scores = {dataset: self._hit_at_1(pairs) for dataset, pairs in self.pools.items()}
         metrics = {f"validation_{dataset}_hit@1": score for dataset, score in scores.items()}
-        return metrics | {self.primary_metric: sum(scores.values()) / max(len(scores), 1)}
+        return metrics | {"validation_hit@1": sum(scores.values()) / max(len(scores), 1)}
 
-    def _hit_at_1(self, model: SentenceTransformer, pairs: list[Pair]) -> float:
+    def _hit_at_1(self, pairs: list[Pair]) -> float:
         targets = {pair.target.content_id(): pair.target for pair in pairs}
         column = {content_id: i for i, content_id in enumerate(targets)}
-        embedder = Embedder(model, self.backbone.images, self.max_length, ending=self.backbone.ending)
-        queries = embedder.embed([pair.query for pair in pairs], self.batch_size)
-        pool = embedder.embed(list(targets.values()), self.batch_size)
+        queries = self.embedder.embed([pair.query for pair in pairs], self.batch_size)
+        pool = self.embedder.embed(list(targets.values()), self.batch_size)
         own = torch.tensor([column[pair.target.content_id()] for pair in pairs])
         vectors, which = distinct_rows(pool)  # equal targets must tie
         scores = (queries @ vectors.T)[:, which]  # (queries, targets)

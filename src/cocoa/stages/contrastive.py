@@ -1,26 +1,32 @@
-"""Stage 3, contrastive learning on the embedding: InfoNCE from query to target, on sentence-transformers' trainer.
+"""Stage 3, contrastive learning on the embedding: InfoNCE from query to target with all others of the batch.
 
-Ours over sentence-transformers: equal targets do not count as negatives (by option), a batch that fits into
-memory is embedded once, rows are drawn by seed alone, and DoRA resumes exactly (`StageTrainer`).
+A batch is embedded in passes of packed rows (GradCache: first all embeddings without gradients, then the loss, then
+every pass again with the gradient of its own embeddings), the last pass once: a batch that fits into one is embedded
+once. Gradients equal those of sentence-transformers' cached loss; beyond it, equal targets are no negatives (by
+option).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
-from sentence_transformers.util import all_gather_with_grad
-from torch import Tensor
+from sentence_transformers.sentence_transformer.losses.cached_multiple_negatives_ranking import RandContext
+from sentence_transformers.util import all_gather, all_gather_with_grad
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from cocoa.backbone import ATTENTIONS, POOLINGS, Attention, Backbone, Form, Pooling
 from cocoa.checkpoint import as_sentence_transformer
+from cocoa.embedding import Embedder
 from cocoa.errors import CocoaError
+from cocoa.packing import PackedEmbedder, by_length, pack
 from cocoa.pairs import Pair, Side
 from cocoa.special_tokens import COMPRESSION_TOKENS
 from cocoa.stages.sampling import SAMPLINGS, DatasetSampling, GlobalBatchSampler
@@ -33,14 +39,12 @@ FILLER_ID = -1
 
 
 @dataclass
-class ContrastiveArguments(StageArguments, SentenceTransformerTrainingArguments):
-    """Arguments of stage 3, over `StageArguments` and sentence-transformers' own.
+class ContrastiveArguments(StageArguments):
+    """Arguments of stage 3, over `StageArguments`.
 
     `eval_steps` (default 0.25, a share) says how often in-pool hit@1 is taken on the held-out rows.
 
     Args:
-        mini_batch_size: pairs embedded at once (GradCache); bounds the memory, leaves the gradients as they are.
-            A batch that fits into one saves GradCache's second forward pass, on one device.
         temperature: of the softmax.
         sub_batch_size: 1 shuffles all data sets together; 64 fills the batch with runs of 64 of one data set.
         mask_equal_targets: a target with the same text and image as the row's own is no negative.
@@ -54,7 +58,6 @@ class ContrastiveArguments(StageArguments, SentenceTransformerTrainingArguments)
     """
 
     batch_size: int = 256
-    mini_batch_size: int = 8
     temperature: float = 0.02
     sub_batch_size: int = 1
     mask_equal_targets: bool = True
@@ -69,14 +72,13 @@ class ContrastiveArguments(StageArguments, SentenceTransformerTrainingArguments)
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("temperature", self.temperature, 0)
-        check_range("mini_batch_size", self.mini_batch_size, 0)
         check_range("sub_batch_size", self.sub_batch_size, 0)
         if self.batch_size % self.sub_batch_size:
             raise CocoaError(f"batch_size {self.batch_size} does not divide by sub_batch_size {self.sub_batch_size}")
         if self.gradient_accumulation_steps != 1:
             raise CocoaError(
                 "contrastive: gradient_accumulation_steps would shrink the pool of negatives; "
-                "lower mini_batch_size instead, which costs no negatives"
+                "lower tokens_per_pass instead, which costs no negatives"
             )
         if self.compression_tokens is not None:
             check_range("compression_tokens", self.compression_tokens, 0)
@@ -98,95 +100,15 @@ class ContrastiveArguments(StageArguments, SentenceTransformerTrainingArguments)
         return Form(self.attention or known.attention, pooling, count if pooling == "compression" else 0)
 
 
-class EqualTargetsLoss(CachedMultipleNegativesRankingLoss):
-    """`CachedMultipleNegativesRankingLoss` (query to document) that knows which documents are the same.
-
-    Args:
-        model: the embedding model.
-        mask_equal_targets: leave a document out of a row's negatives where its content id is that of the
-            row's positive, over the batch gathered from all devices.
-        **kwargs: of the parent: `scale`, `mini_batch_size`, `gather_across_devices`.
-
-    Inputs:
-        Columns query, target and any number of negatives; labels (B, 1 + negatives) content ids of target
-        and negatives, int64, `FILLER_ID` for a negative that stands in for none.
-
-    Relations:
-        Equal to the parent where all ids differ.
-    """
-
-    def __init__(self, model: SentenceTransformer, mask_equal_targets: bool = True, **kwargs: Any) -> None:
-        super().__init__(model, **kwargs)
-        self.mask_equal_targets = mask_equal_targets
-
-    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
-        """The loss; a batch that fits into one mini-batch is embedded once, without the gradient cache.
-
-        Not on several devices: DDP does not take one forward pass that uses the tower and one that does not.
-        """
-        columns = list(sentence_features)
-        several = dist.is_initialized() and dist.get_world_size() > 1
-        if several or max(len(column["input_ids"]) for column in columns) > self.mini_batch_size:
-            return super().forward(columns, labels)
-        return self.calculate_loss([[self.model(column)["sentence_embedding"]] for column in columns], labels)
-
-    def calculate_loss(
-        self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
-    ) -> Tensor:
-        """InfoNCE over the gathered batch, `mini_batch_size` rows of the score matrix at a time."""
-        if labels is None:
-            raise ValueError("EqualTargetsLoss needs content ids in the label column")
-        queries = torch.cat(reps[0])  # (B, D)
-        documents = [torch.cat(column) for column in reps[1:]]
-        batch_size, rank = len(queries), 0
-        ids = labels.T.contiguous()  # (1 + negatives, B)
-        if self.gather_across_devices and dist.is_initialized():
-            documents = [all_gather_with_grad(column) for column in documents]
-            gathered = [torch.empty_like(ids) for _ in range(dist.get_world_size())]
-            dist.all_gather(gathered, ids)
-            ids = torch.cat(gathered, dim=1)
-            rank = dist.get_rank()
-        candidates = torch.cat(documents)  # (world * B * (1 + negatives), D)
-        candidate_ids = ids.flatten()
-        own = torch.arange(batch_size, device=queries.device) + rank * batch_size  # (B,) column of the positive
-
-        losses = []
-        for begin in range(0, batch_size, self.mini_batch_size):
-            columns = own[begin : begin + self.mini_batch_size]  # (b,)
-            scores = self.similarity_fct(queries[begin : begin + len(columns)], candidates) * self.scale
-            excluded = (candidate_ids == FILLER_ID).expand(len(columns), -1)
-            if self.mask_equal_targets:
-                excluded = excluded | (candidate_ids == candidate_ids[columns, None])
-            excluded = excluded.scatter(1, columns[:, None], False)
-            scores = scores.masked_fill(excluded, float("-inf"))
-            loss = torch.nn.functional.cross_entropy(scores, columns, reduction="sum") / batch_size
-            if with_backward:
-                loss.backward()
-                loss = loss.detach()
-            losses.append(loss)
-        return torch.stack(losses).sum()
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """The parent's settings and ours."""
-        return {**super().get_config_dict(), "mask_equal_targets": self.mask_equal_targets}
-
-
-class ContrastiveTrainer(StageTrainer, SentenceTransformerTrainer):
-    """Sentence-transformers' trainer with our order of rows and exact resumption."""
-
-    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
-        """No card: it would read the data set again for its examples, and our checkpoint has its own record."""
-
-
 class PairDataset(Dataset):
-    """Rows of chat messages, rendered when asked for: `query`, `target`, `negative_1`, ..., and content ids.
+    """Rows encoded when asked for: `query`, `target`, `negative_1`, ..., each as `Backbone.encode_side` gives it.
 
     The `label` of a row holds the content ids of its target and its negatives; a negative that the row does
     not have, or that equals the target, is no negative (`FILLER_ID`).
 
     Args:
-        pairs: what to render.
-        backbone: renders a side.
+        pairs: what to encode.
+        backbone: encodes a side.
         args: of the stage, for length and number of hard negatives.
     """
 
@@ -194,6 +116,7 @@ class PairDataset(Dataset):
         self.pairs = pairs
         self.backbone = backbone
         self.args = args
+        backbone.encoded = {} if args.cache_inputs else None
         self.column_names = ["query", "target", *(f"negative_{i + 1}" for i in range(args.hard_negatives)), "label"]
 
     def __len__(self) -> int:
@@ -208,13 +131,135 @@ class PairDataset(Dataset):
         ids = [FILLER_ID if content_id == target_id else content_id for content_id in ids]
         try:
             sides = [pair.query, pair.target, *negatives, *[Side()] * missing]
-            columns: list[Any] = [
-                self.backbone.messages(self.backbone.fit_text(side, self.args.max_length)) for side in sides
-            ]
+            fitted = [self.backbone.fit_text(side, self.args.max_length) for side in sides]
+            columns: list[Any] = [self.backbone.encode_side(side) for side in fitted]
         except CocoaError as error:
             raise CocoaError(f"row {pair.row_id}: {error}") from error
         columns.append([target_id, *ids, *[FILLER_ID] * missing])
         return dict(zip(self.column_names, columns, strict=True))
+
+
+def info_nce(vectors: Tensor, ids: Tensor, temperature: float, mask_equal_targets: bool = True) -> Tensor:
+    """InfoNCE of this process' queries among the targets and negatives of all processes.
+
+    Args:
+        vectors: (2 + negatives, B, D) normalised embeddings of queries, targets and negatives.
+        ids: (1 + negatives, B) content ids of targets and negatives, int64; `FILLER_ID` stands for no negative.
+        temperature: of the softmax.
+        mask_equal_targets: what has the content id of a row's own target is no negative of that row.
+
+    Returns:
+        The mean over the B queries.
+    """
+    queries, candidates, rank = vectors[0], vectors[1:].transpose(0, 1), 0  # candidates (B, 1 + negatives, D)
+    ids = ids.T.contiguous()
+    if dist.is_initialized():
+        candidates, ids, rank = all_gather_with_grad(candidates.contiguous()), all_gather(ids), dist.get_rank()
+    own = rank * len(queries) + torch.arange(len(queries), device=queries.device)  # (B,) rows of the queries
+    width = ids.shape[1]
+    scores = queries @ candidates.flatten(0, 1).T / temperature  # (B, rows of all * (1 + negatives))
+    excluded = (ids == FILLER_ID).flatten().expand(len(own), -1)
+    if mask_equal_targets:
+        excluded = excluded | (ids.flatten() == ids[own, 0, None])
+    excluded = excluded.scatter(1, own[:, None] * width, False)
+    return F.cross_entropy(scores.masked_fill(excluded, float("-inf")), own * width)
+
+
+def cached_gradients(
+    model: nn.Module,
+    passes: Sequence[dict[str, Any]],
+    loss_of: Callable[[Tensor], Tensor],
+    backward: Callable[[Tensor], None] = Tensor.backward,
+    alone: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Tensor:
+    """GradCache: gradients of a loss over the embeddings of all passes, with the activations of one pass at a time.
+
+    Args:
+        model: embeds a pass.
+        passes: the last one is embedded once, the others twice, with the same dropout.
+        loss_of: all embeddings, pass after pass, to the loss.
+        backward: adds the gradients of a scalar.
+        alone: within it a pass does not exchange its gradients with other devices; the last backward pass does.
+
+    Returns:
+        The loss, without its graph.
+    """
+    *first, last = passes
+    vectors, chances = [], []
+    for row in first:
+        chances.append(RandContext(row["input_ids"]))
+        with torch.no_grad():
+            vectors.append(model(**row))
+    with alone() if first else nullcontext():
+        kept = model(**last)
+    leaves = [each.detach().requires_grad_() for each in (*vectors, kept)]
+    loss = loss_of(torch.cat(leaves))
+    loss.backward()
+    *gradients, gradient = [leaf.grad for leaf in leaves]
+    with alone() if first else nullcontext():
+        backward((kept * gradient).sum())
+    for left, row, chance, gradient in zip(reversed(range(len(first))), first, chances, gradients, strict=True):
+        with chance, alone() if left else nullcontext():
+            backward((model(**row) * gradient).sum())
+    return loss.detach()
+
+
+class ContrastiveTrainer(StageTrainer):
+    """Embeds a batch pass by pass, and takes in-pool hit@1 where another trainer takes its loss on held-out rows."""
+
+    def __init__(
+        self, backbone: Backbone, pairs: Sequence[Pair], validation: Sequence[Pair], args: ContrastiveArguments
+    ) -> None:
+        datasets = [pair.dataset for pair in pairs]
+        pieces = (args.batch_size, args.per_device_train_batch_size)
+        super().__init__(
+            name=NAME,
+            model=PackedEmbedder(backbone),
+            args=args,
+            train_dataset=PairDataset(pairs, backbone, args),
+            eval_dataset=validation,
+            data_collator=partial(collate, backbone=backbone, tokens=args.tokens_per_pass),
+            sampler=GlobalBatchSampler(
+                datasets, *pieces, args.seed, args.sub_batch_size, dataset_sampling=args.dataset_sampling
+            ),
+        )
+        model = as_sentence_transformer(backbone)
+        embedder = Embedder(model, backbone.images, args.max_length, ending=backbone.ending)
+        self.evaluator = InPoolEvaluator(validation, embedder)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """The loss of a batch, and its gradients; devices exchange them once."""
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        for row in inputs["passes"]:
+            self.meter.count(row)
+
+        def loss_of(vectors: Tensor) -> Tensor:
+            args = self.args
+            return info_nce(vectors[inputs["places"]], inputs["ids"], args.temperature, args.mask_equal_targets)
+
+        alone = partial(self.accelerator.no_sync, model)
+        return cached_gradients(model, inputs["passes"], loss_of, self.accelerator.backward, alone)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """In-pool hit@1 on the held-out pairs."""
+        metrics = {f"eval_{name}": score for name, score in self.evaluator().items()}
+        self.log(metrics)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def collate(rows: Sequence[dict[str, Any]], backbone: Backbone, tokens: int) -> dict[str, Any]:
+    """A batch: `passes` of packed sides, `ids` (1 + negatives, B), and the `places` (2 + negatives, B) of its sides.
+
+    A place is where a side's embedding stands among those of all passes.
+    """
+    ids = torch.tensor([row["label"] for row in rows]).T  # (1 + negatives, B)
+    sides = [row[column] for column in rows[0] if column != "label" for row in rows]
+    parts = by_length(sides, tokens)
+    places = torch.tensor([place for part in parts for place in part]).argsort().view(-1, len(rows))
+    passes = [pack([sides[place] for place in part], backbone) for part in parts]
+    return {"passes": passes, "places": places, "ids": ids.contiguous()}
 
 
 def build_trainer(
@@ -231,28 +276,6 @@ def build_trainer(
     Raises:
         CocoaError: fewer pairs than a batch.
     """
-    model = as_sentence_transformer(backbone)
     if not validation:
         args.eval_strategy = "no"
-    return ContrastiveTrainer(
-        name=NAME,
-        model=model,
-        args=args,
-        train_dataset=PairDataset(pairs, backbone, args),
-        loss=EqualTargetsLoss(
-            model,
-            mask_equal_targets=args.mask_equal_targets,
-            scale=1 / args.temperature,
-            mini_batch_size=args.mini_batch_size,
-            gather_across_devices=True,
-        ),
-        evaluator=InPoolEvaluator(validation, backbone, args.mini_batch_size, args.max_length) if validation else None,
-        sampler=GlobalBatchSampler(
-            [pair.dataset for pair in pairs],
-            args.batch_size,
-            args.per_device_train_batch_size,
-            args.seed,
-            args.sub_batch_size,
-            dataset_sampling=args.dataset_sampling,
-        ),
-    )
+    return ContrastiveTrainer(backbone, pairs, validation, args)

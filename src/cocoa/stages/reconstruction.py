@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from cocoa.backbone import Backbone
 from cocoa.blocks import IN_BLOCKS, Layout
 from cocoa.corruption import IGNORE_INDEX
+from cocoa.packing import by_length, pack
 from cocoa.reconstruction import PatchDecoder, TokenPrediction, patch_loss, predict_tokens
-from cocoa.stages.content import ContentDataset, passes
+from cocoa.stages.content import ContentDataset
 from cocoa.stages.sampling import GlobalBatchSampler
 from cocoa.stages.training import StageTrainer
 
@@ -64,7 +66,7 @@ class Reconstructor(nn.Module):
         """One forward pass over the corrupted input, and what it makes of everything hidden.
 
         Args:
-            input_ids: (1, N) corrupted ids of a row of `cocoa.stages.content.pack`.
+            input_ids: (1, N) corrupted ids of a row of `cocoa.packing.pack`.
             labels: (1, N) ids of the tokens to predict, `IGNORE_INDEX` elsewhere.
             pixel_values: (patches, values) corrupted pixels of all images.
             image_grid_thw: (images, 3).
@@ -132,9 +134,7 @@ class ReconstructionTrainer(StageTrainer):
             model=model,
             args=args,
             train_dataset=dataset,
-            data_collator=partial(
-                passes, backbone=dataset.backbone, tokens=args.tokens_per_pass, layout=dataset.layout
-            ),
+            data_collator=partial(collate, dataset=dataset),
             sampler=GlobalBatchSampler(datasets, *pieces, args.seed, with_epoch=True),
         )
         self.weights = weights
@@ -187,3 +187,9 @@ class ReconstructionTrainer(StageTrainer):
                 logs[name] = round(total / max(count, 1), 4)
             self._logged.clear()
         super().log(logs, start_time)
+
+
+def collate(samples: Sequence[dict[str, Tensor]], dataset: ContentDataset) -> dict[str, list[dict[str, Any]]]:
+    """A batch in `passes` of packed samples of like length."""
+    parts = by_length(samples, dataset.args.tokens_per_pass)
+    return {"passes": [pack([samples[place] for place in part], dataset.backbone, dataset.layout) for part in parts]}
