@@ -5,18 +5,22 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor
 
 from cocoa.backbone import MODEL_CLASSES, Backbone, budget_of, load_config, locate
 from cocoa.corruption import IGNORE_INDEX
+from cocoa.pairs import Pair, Side
 from cocoa.special_tokens import MASK_TOKEN, add_tokens, prepare_processor
 
 VOCABULARY = 151_936
+WORDS = ("red", "car", "in", "the", "rain", "beside", "two", "people", "under", "one", "neon", "sign", "at", "night")
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,40 @@ def build(shape: Shape, device: torch.device, dtype: torch.dtype = torch.float32
     return Backbone(model, processor, budget_of(processor), "random")
 
 
+class Operations:
+    """Counts what a forward pass has to compute: two operations for each multiply and add, of real tokens alone.
+
+    A training step takes three times that: the gradients of inputs and of weights cost as much again, each.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.model = backbone.model
+        self.forward = 0.0
+        self.tokens = 0
+
+    def add_tokens(self, tokens: int) -> None:
+        """Through the layers of the text model."""
+        self.tokens += tokens
+        self.forward += 2 * tokens * sum(p.numel() for p in self.model.model.language_model.layers.parameters())
+
+    def add_scores(self, pairs: int) -> None:
+        """Pairs of tokens of which one sees the other: their scores, and the sums that these weigh."""
+        config = self.model.config.text_config
+        self.forward += 2 * 2 * pairs * config.hidden_size * config.num_hidden_layers
+
+    def add_images(self, samples: Sequence[dict[str, Tensor]]) -> None:
+        """Through the vision tower; a patch sees all of its image."""
+        config = self.model.config.vision_config
+        weights = sum(p.numel() for p in self.model.model.visual.parameters())
+        for patches in (len(sample["pixel_values"]) for sample in samples if "pixel_values" in sample):
+            self.forward += 2 * patches * weights + 2 * 2 * patches**2 * config.embed_dim * config.depth
+
+    def add_head(self, tokens: int) -> None:
+        """Tokens that are predicted."""
+        config = self.model.config.text_config
+        self.forward += 2 * tokens * config.hidden_size * config.vocab_size
+
+
 def bridge_samples(backbone: Backbone, count: int, longest: int, seed: int = 0) -> list[dict[str, Tensor]]:
     """Samples of the EOS-bridge: an image, a text, EOS, and a text of which 70 % is hidden.
 
@@ -103,6 +141,29 @@ def bridge_samples(backbone: Backbone, count: int, longest: int, seed: int = 0) 
             "eos_position": torch.tensor(len(ids) - after - 1),
         })  # fmt: skip
     return samples
+
+
+def pairs_like_mmeb(count: int, longest: int, seed: int = 0) -> list[Pair]:
+    """Pairs in MMEB's mix: an image and a question to an answer or a caption, and every third time a text to an image.
+
+    Args:
+        count: how many.
+        longest: tokens the largest image takes; the smallest takes a sixth of it.
+        seed: of everything.
+    """
+    rng, noise = random.Random(seed), np.random.default_rng(seed)
+    pairs = []
+    for row in range(count):
+        tokens = longest / 6 ** rng.random()
+        ratio = rng.uniform(0.6, 1.6)
+        size = [max(1, round((tokens * each) ** 0.5)) * 28 for each in (ratio, 1 / ratio)]
+        image = Image.fromarray(noise.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+        asked, told = (" ".join(rng.choices(WORDS, k=rng.randint(*span))) for span in ((3, 20), (1, 40)))
+        shown = Side("Represent the given image with the question:", asked, image)
+        pairs.append(
+            Pair(*((shown, Side(text=f"{told} {row}")) if row % 3 else (Side("Find the image:", told), shown)))
+        )
+    return pairs
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:

@@ -1,0 +1,97 @@
+"""A step of the contrastive stage, ours against sentence-transformers' cached loss: seconds, memory, share of the work.
+
+    python benchmarks/contrastive.py [--shape middle] [--pairs 32] [--longest 256] [--mini-batch-size 32]
+
+Forward and backward pass of the same pairs with the same weights, all of them trained, the tower too; encoding the
+images is not in it. The floor counts one forward and one backward pass: what GradCache embeds again is overhead.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import rounds
+import torch
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+from shapes import SHAPES, Operations, build, matmul_rate, median_seconds, pairs_like_mmeb
+
+from cocoa.account import peak_bytes
+from cocoa.checkpoint import as_sentence_transformer
+from cocoa.inputs import ImageBudget
+from cocoa.packing import PackedEmbedder
+from cocoa.stages.contrastive import ContrastiveArguments, PairDataset, cached_gradients, collate, info_nce
+
+TEMPERATURE = 0.02
+
+
+def measure(args: argparse.Namespace) -> rounds.Measured:
+    """One path."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    backbone = build(SHAPES[args.shape], device, dtype)
+    backbone.set_image_budget(ImageBudget((4, args.longest)))
+    pairs = pairs_like_mmeb(args.pairs, args.longest)
+    known = ContrastiveArguments(output_dir="unused", batch_size=args.pairs, use_cpu=device.type == "cpu")
+    dataset = PairDataset(pairs, backbone, known)
+    encoded = [dataset[row] for row in range(len(pairs))]
+    if args.checkpointing:
+        backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+    before = peak_bytes(device)
+    if args.path == "ours":
+        model = PackedEmbedder(backbone).train()
+        batch = collate(encoded, backbone, args.tokens_per_pass)
+        ids, places = batch["ids"].to(device), batch["places"].to(device)
+
+        def step() -> float:
+            passes = [{name: value.to(device) for name, value in row.items()} for row in batch["passes"]]
+            loss_of = lambda vectors: info_nce(vectors[places], ids, TEMPERATURE)  # noqa: E731
+            return cached_gradients(model, passes, loss_of).item()
+
+    else:
+        theirs = as_sentence_transformer(backbone).train()
+        cached = CachedMultipleNegativesRankingLoss(theirs, scale=1 / TEMPERATURE, mini_batch_size=args.mini_batch_size)
+        columns = [
+            [backbone.messages(side) for side in column]
+            for column in ([p.query for p in pairs], [p.target for p in pairs])
+        ]
+        features = [theirs.preprocess(column) for column in columns]
+
+        def step() -> float:
+            moved = [{k: v.to(device) if torch.is_tensor(v) else v for k, v in each.items()} for each in features]
+            loss = cached(moved, None)
+            loss.backward()
+            return loss.item()
+
+    loss = step()
+    seconds = median_seconds(step, device, args.repeats)
+    work = Operations(backbone)
+    for row in encoded:
+        for side in (row["query"], row["target"]):
+            work.add_tokens(len(side["input_ids"]))
+            work.add_scores(len(side["input_ids"]) ** 2)
+            work.add_images([side])
+    rate = matmul_rate(device, dtype)
+    return {
+        "seconds": seconds,
+        "memory": (peak_bytes(device) - before) / 2**20,
+        "loss": loss,
+        "tokens": work.tokens,
+        "floor": 3 * work.forward / rate,
+        "rate": rate / 1e9,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="middle")
+    parser.add_argument("--pairs", type=int, default=32)
+    parser.add_argument("--longest", type=int, default=256)
+    parser.add_argument("--tokens-per-pass", type=int, default=16_384)
+    parser.add_argument("--mini-batch-size", type=int, default=32, help="of the reference")
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--repeats", type=int, default=2)
+    rounds.run(parser, measure)
+
+
+if __name__ == "__main__":
+    main()
