@@ -48,7 +48,7 @@ class FinalState(Reconstructor):
             input_ids=ids[:, in_a],
             attention_mask=self._whole(of_a),
             position_ids=batch["position_ids"][:, :, in_a],
-            pixel_values=batch["pixel_values"],
+            pixel_values=self.pixels.values(batch["pixel_values"]),
             image_grid_thw=batch["image_grid_thw"],
             use_cache=False,
         ).last_hidden_state
@@ -132,7 +132,7 @@ def with_picture(
     What is hidden of it can be rebuilt from its other patches and from what EOS carries of the whole one.
     """
     sample = bridge(backbone, row, max_length, text_mask_ratio, generator)
-    pixels, ids, eos = sample["pixel_values"], sample["input_ids"], int(sample["eos_position"])
+    pixels, ids, eos = backbone.pixels.values(sample["pixel_values"]), sample["input_ids"], int(sample["eos_position"])
     nothing = torch.zeros_like(ids, dtype=torch.bool)
     if torch.rand((), generator=generator) < 0.5:
         return sample | {"hidden_units": nothing, "target_pixels": pixels.new_empty(0, backbone.unit_size)}

@@ -43,6 +43,7 @@ def keep_features(backbone: Backbone, sides: Sequence[Side]) -> None:
     for start in range(0, len(fresh), AT_ONCE):
         part = fresh[start : start + AT_ONCE]
         pixels = torch.cat([kept["pixel_values"] for kept in part]).to(backbone.model.device)
+        pixels = backbone.pixels.values(pixels)
         grids = torch.cat([kept["image_grid_thw"] for kept in part])
         with torch.no_grad():
             found = backbone.model.model.get_image_features(pixels, grids.to(pixels.device)).pooler_output

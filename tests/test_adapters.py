@@ -40,7 +40,7 @@ def forward(backbone, pictures):
         input_ids=ids,
         attention_mask=real,
         position_ids=positions,
-        pixel_values=encoded["pixel_values"],
+        pixel_values=backbone.pixels.values(encoded["pixel_values"]),
         image_grid_thw=encoded["image_grid_thw"],
     ).last_hidden_state
     return states, backbone.model.lm_head(states)

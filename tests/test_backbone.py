@@ -44,7 +44,7 @@ def states(backbone, encoded, side="left"):
     vision = {}
     for key in ("pixel_values", "image_grid_thw"):
         if parts := [e[key] for e in encoded if key in e]:
-            vision[key] = torch.cat(parts)
+            vision[key] = backbone.pixels.values(torch.cat(parts))
     positions = backbone.rope_positions(ids, real, vision.get("image_grid_thw"))
     with torch.no_grad():
         output = (

@@ -8,6 +8,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from stranger import embed_as_a_stranger
+from toy import states_of
 from transformers import AutoModelForImageTextToText
 
 from cocoa.adapters import Lora, add_adapters, merge_adapters
@@ -92,13 +93,7 @@ def test_an_embedding_is_the_final_state_of_eos_normalised(checkpoint, pictures)
     found = Embedder(loaded, backbone.images).embed(sides, batch_size=3)
     in_order = Embedder(loaded, backbone.images).embed(sides, batch_size=1)
     for i, side in enumerate(sides):
-        encoded = backbone.encode_side(side)
-        ids = encoded.pop("input_ids")[None]
-        real = torch.ones_like(ids)
-        positions = backbone.rope_positions(ids, real, encoded.get("image_grid_thw"))
-        with torch.no_grad():
-            states = backbone.model.eval().model(input_ids=ids, attention_mask=real, position_ids=positions, **encoded)
-        expected = torch.nn.functional.normalize(states.last_hidden_state[0, -1], dim=0)
+        expected = torch.nn.functional.normalize(states_of(backbone, side)[-1], dim=0)
         torch.testing.assert_close(in_order[i], expected, atol=1e-6, rtol=0)
         torch.testing.assert_close(found[i], expected, atol=5e-6, rtol=0)
 

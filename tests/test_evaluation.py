@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
+from toy import states_of
 
 from cocoa import checkpoint, embedding, evaluation
 from cocoa.backbone import load_backbone
@@ -219,15 +220,8 @@ def test_an_untouched_backbone_is_read_causal_by_its_last_token(tiny_backbone_pa
     by_attention = {}
     for attention in ("causal", "bidirectional"):
         backbone = load_backbone(folder, ImageBudget((4, 576)), attention=attention)
-        rows = []
-        for side in sides_of(pictures):
-            encoded = backbone.encode_side(side)
-            ids = encoded.pop("input_ids")[None]
-            positions = backbone.rope_positions(ids, torch.ones_like(ids), encoded.get("image_grid_thw"))
-            with torch.no_grad():
-                states = backbone.model.eval().model(input_ids=ids, position_ids=positions, **encoded)
-            rows.append(torch.nn.functional.normalize(states.last_hidden_state[0, -1], dim=0))
-        by_attention[attention] = torch.stack(rows)
+        rows = [states_of(backbone, side)[-1] for side in sides_of(pictures)]
+        by_attention[attention] = torch.nn.functional.normalize(torch.stack(rows), dim=1)
     torch.testing.assert_close(found, by_attention["causal"], atol=5e-6, rtol=0)
     assert (found - by_attention["bidirectional"]).abs().max() > 1e-3
 

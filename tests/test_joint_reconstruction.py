@@ -39,7 +39,7 @@ def test_only_text_is_masked(sample):
 
 def test_half_of_the_patches_are_noise_and_the_target(sample):
     backbone, row, corrupted = sample
-    clean = backbone.encode_side(row.side)["pixel_values"].reshape(9, -1)
+    clean = backbone.pixels.values(backbone.encode_side(row.side)["pixel_values"]).reshape(9, -1)
     pixels = corrupted["pixel_values"].reshape(9, -1)
     hidden = (pixels != clean).any(1)
     assert hidden.sum() == 4  # round(0.5 * 9)

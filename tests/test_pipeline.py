@@ -15,6 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from short_run import NAMES, short_recipe
+from toy import states_of
 from transformers import AutoModelForImageTextToText
 
 from cocoa import pipeline
@@ -86,12 +87,8 @@ def test_every_stage_s_folder_is_read_by_all_with_equal_numbers(run, pictures, m
         served = SentenceTransformer(str(folder), device="cpu").encode(
             [{"image": side.image, "text": side.text}], prompt=side.instruction, convert_to_tensor=True
         )[0]
-        encoded = backbone.encode_side(side)
-        ids = encoded.pop("input_ids")[None]
-        positions = backbone.rope_positions(ids, torch.ones_like(ids), encoded["image_grid_thw"])
-        with torch.no_grad():
-            states = stock.eval().model(input_ids=ids, position_ids=positions, **encoded).last_hidden_state
-        torch.testing.assert_close(served, torch.nn.functional.normalize(states[0, -1], dim=0), atol=1e-6, rtol=0)
+        states = states_of(backbone, side, stock)
+        torch.testing.assert_close(served, torch.nn.functional.normalize(states[-1], dim=0), atol=1e-6, rtol=0)
         torch.testing.assert_close(load_embedder(folder).embed([side])[0], served, atol=1e-6, rtol=0)
         assert before is None or (served - before).abs().max() > 1e-5, f"{name} has learned nothing"
         before = served

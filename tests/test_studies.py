@@ -104,7 +104,7 @@ def test_features_stand_for_pixels(lab, rows):
     assert torch.allclose(ours, theirs, atol=1e-5)
     kept, seen = (each.encoded["mini-qwen2-vl", name, 0] for each, name in ((frozen, "here"), (lab, "there")))
     assert {value["pixel_values"].shape[-1] for value in kept.values()} == {128}
-    assert {value["pixel_values"].shape[-1] for value in seen.values()} == {1176}
+    assert {value["pixel_values"].shape[-1] for value in seen.values()} == {588}
     before, ours, theirs = (
         weights(each) for each in (lab.load(start), frozen.train(start, [phase]), lab.train(start, [phase]))
     )
@@ -193,7 +193,7 @@ def test_the_next_token_sees_all_of_b(backbone, rows):
 
 
 def swap_pictures(batch):
-    return batch | {"pixel_values": torch.randn_like(batch["pixel_values"])}
+    return batch | {"pixel_values": torch.randint_like(batch["pixel_values"], 256)}
 
 
 @torch.inference_mode()

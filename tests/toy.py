@@ -87,6 +87,8 @@ def states_of(backbone: Backbone, side: Side, model: PreTrainedModel | None = No
     encoded = backbone.encode_side(side)
     ids = encoded.pop("input_ids")[None]
     positions = backbone.rope_positions(ids, torch.ones_like(ids), encoded.get("image_grid_thw"))
+    if "pixel_values" in encoded:
+        encoded["pixel_values"] = backbone.pixels.values(encoded["pixel_values"])
     with torch.no_grad():
         inner = (model or backbone.model).eval().model
         return inner(input_ids=ids, position_ids=positions, **encoded).last_hidden_state[0]

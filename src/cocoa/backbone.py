@@ -28,6 +28,7 @@ from cocoa.attention import CHUNKED
 from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget, chat_messages, fit_text, inert, most_tokens, room, shorten
 from cocoa.pairs import Side
+from cocoa.pixels import BYTES_ONLY, PixelFormat
 from cocoa.special_tokens import (
     COMPRESSION_TOKENS,
     EOS_TOKEN,
@@ -125,6 +126,11 @@ class Backbone:
         return self.processor.image_processor.patch_size * self.processor.image_processor.merge_size
 
     @property
+    def pixels(self) -> PixelFormat:
+        """How bytes become what the vision tower takes."""
+        return PixelFormat(self.processor.image_processor)
+
+    @property
     def unit_size(self) -> int:
         """Pixel values of one merged token: 4 x 1176 for Qwen2-VL, both frames of a still image counted."""
         return 3 * self.processor.image_processor.temporal_patch_size * self.patch_size**2
@@ -147,19 +153,24 @@ class Backbone:
 
         Returns:
             `input_ids` (T,), which ends with the one EOS or the compression tokens, and, with an image,
-            `pixel_values` (patches, values) and `image_grid_thw` (1, 3).
+            `pixel_values` (patches, bytes) and `image_grid_thw` (1, 3); `pixels.values` makes of the bytes what the
+            model takes.
         """
         image = id(side.image) if isinstance(side.image, Image.Image) else side.image
         kept = (side.prompt(), image)
         if self.encoded is not None and kept in self.encoded:
             return dict(self.encoded[kept])
         inputs = self.processor.apply_chat_template(
-            [self.messages(side)], tokenize=True, return_dict=True, return_tensors="pt"
+            [self.messages(side)],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs=BYTES_ONLY if side.image is not None else None,
         )
         encoded = {"input_ids": inputs["input_ids"][0]}
-        for key in ("pixel_values", "image_grid_thw"):
-            if key in inputs:
-                encoded[key] = inputs[key]
+        if side.image is not None:
+            encoded["pixel_values"] = self.pixels.first_frame(inputs["pixel_values"])
+            encoded["image_grid_thw"] = inputs["image_grid_thw"]
         if self.encoded is not None:
             self.encoded[kept] = dict(encoded)
         return encoded

@@ -92,6 +92,7 @@ class PackedEmbedder(nn.Module):
         self.model.set_attn_implementation({"text_config": blocks.IN_BLOCKS})
         self.whole = backbone.pooling == "mean"
         self.ending = backbone.ending
+        self.pixels = backbone.pixels
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Recompute the backbone's activations in the backward pass."""
@@ -107,11 +108,13 @@ class PackedEmbedder(nn.Module):
             position_ids: (3, 1, N).
             attention: who attends to whom.
             lengths: (B,).
-            **images: `pixel_values` and `image_grid_thw`, if the row has images.
+            **images: `pixel_values`, bytes or values, and `image_grid_thw`, if the row has images.
 
         Returns:
             (B, D), float32.
         """
+        if "pixel_values" in images:
+            images["pixel_values"] = self.pixels.values(images["pixel_values"])
         states = self.model(
             input_ids=input_ids,
             attention_mask={"full_attention": attention},

@@ -40,7 +40,7 @@ def picture_of(sequence: dict[str, Tensor], backbone: Backbone) -> Picture | Non
     """The image of a sequence, None where it has none; hidden tokens are restored from their targets."""
     if "pixel_values" not in sequence:
         return None
-    pixels, grid = sequence["pixel_values"], sequence["image_grid_thw"][0].tolist()
+    pixels, grid = backbone.pixels.values(sequence["pixel_values"]), sequence["image_grid_thw"][0].tolist()
     merge = backbone.processor.image_processor.merge_size
     rows, columns = grid[1] // merge, grid[2] // merge
     if "hidden_units" not in sequence:

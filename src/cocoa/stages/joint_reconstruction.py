@@ -92,7 +92,7 @@ def corrupt(
     """
     text = backbone.shorten(row.text, room_for_text(backbone, max_length))
     clean = backbone.encode_side(Side(text=text, image=row.side.image))
-    input_ids, pixel_values = clean["input_ids"], clean["pixel_values"]
+    input_ids, pixel_values = clean["input_ids"], backbone.pixels.values(clean["pixel_values"])
 
     special = torch.tensor(backbone.tokenizer.all_special_ids)
     corrupted_ids, labels = mask_text(

@@ -46,6 +46,7 @@ class Reconstructor(nn.Module):
         self.model.set_attn_implementation({"text_config": IN_BLOCKS})
         self.patch_decoder = patch_decoder
         self.shifted = shifted
+        self.pixels = backbone.pixels
         self._excluded_ids = [backbone.mask_token_id, *backbone.compression_token_ids]
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
@@ -68,7 +69,7 @@ class Reconstructor(nn.Module):
         Args:
             input_ids: (1, N) corrupted ids of a row of `cocoa.packing.pack`.
             labels: (1, N) ids of the tokens to predict, `IGNORE_INDEX` elsewhere.
-            pixel_values: (patches, values) corrupted pixels of all images.
+            pixel_values: (patches, bytes) pixels of all images, or (patches, values) corrupted ones.
             image_grid_thw: (images, 3).
             position_ids: (3, 1, N) M-RoPE positions.
             attention: who attends to whom, in blocks or as a boolean mask (1, 1, N, N).
@@ -79,7 +80,7 @@ class Reconstructor(nn.Module):
             input_ids=input_ids,
             attention_mask={"full_attention": attention},
             position_ids=position_ids,
-            pixel_values=pixel_values,
+            pixel_values=self.pixels.values(pixel_values),
             image_grid_thw=image_grid_thw,
             use_cache=False,
         ).last_hidden_state
