@@ -26,7 +26,6 @@ from loops import KINDS, Reconstruction, stage_of, train_contrastive
 from results import RUNS, lock_path, start_log
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tower import freeze_tower, keep_features
 from transformers import set_seed
 
 from cocoa.adapters import Lora, add_adapters, merge_adapters
@@ -35,6 +34,7 @@ from cocoa.blocks import IN_BLOCKS
 from cocoa.catalogue import stage_rows
 from cocoa.eval_inputs import Inputs, distinct_inputs
 from cocoa.evaluation import rank_all
+from cocoa.features import keep_features
 from cocoa.inputs import ImageBudget
 from cocoa.mmeb_eval import EvalDataset, read_eval
 from cocoa.pairs import ContentPair, Pair, Side, content_pairs, limit_rows
@@ -174,7 +174,7 @@ class Lab:
         backbone.model.to(self.device)
         backbone.model.set_attn_implementation({"text_config": IN_BLOCKS})
         if self.frozen_tower:
-            freeze_tower(backbone)
+            backbone.model.model.visual.requires_grad_(False)
         return backbone
 
     def _reread(self, backbone: Backbone, start: Start, form: Form) -> Backbone:

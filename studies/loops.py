@@ -10,13 +10,13 @@ from embed import embed
 from nats import with_other_images
 from objectives import FinalState, LateBridge, WordByWord, picture_model, with_picture
 from torch import Tensor
-from tower import keep_features
 from transformers import get_scheduler, set_seed
 
 from cocoa.attention import BridgeLayout
 from cocoa.backbone import Backbone
 from cocoa.blocks import Layout, own
 from cocoa.corruption import IGNORE_INDEX, row_generator
+from cocoa.features import keep_features
 from cocoa.packing import pack
 from cocoa.pairs import ContentPair, Pair, Side
 from cocoa.recipe import STAGES

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tower import keep_features
 
 from cocoa.attention import BridgeLayout
 from cocoa.backbone import Backbone
 from cocoa.catalogue import stage_rows
+from cocoa.features import keep_features
 from cocoa.inputs import MAX_LENGTH
 from cocoa.mmeb_eval import EvalDataset
 from cocoa.packing import pack

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cocoa.backbone import Backbone
 from cocoa.blocks import Block, Layout, own, spans
 from cocoa.corruption import IGNORE_INDEX
+from cocoa.packing import final_states
 from cocoa.pairs import ContentPair
 from cocoa.reconstruction import PatchDecoder, predict_tokens
 from cocoa.stages.eos_bridge import bridge
@@ -44,29 +45,23 @@ class FinalState(Reconstructor):
         own_eos = eos.repeat_interleave(lengths)  # (N,)
         in_a, in_b = place <= own_eos, place >= own_eos  # EOS in both
         of_a = eos - starts + 1  # (B,) tokens of A and EOS
-        states = self.model.model(
-            input_ids=ids[:, in_a],
-            attention_mask=self._whole(of_a),
-            position_ids=batch["position_ids"][:, :, in_a],
-            pixel_values=self.pixels.values(batch["pixel_values"]),
-            image_grid_thw=batch["image_grid_thw"],
-            use_cache=False,
-        ).last_hidden_state
+        positions = batch["position_ids"][:, :, in_a]
+        states = final_states(self.model.model, self.pixels, ids[:, in_a], positions, self._whole(of_a), batch)
         final = self.projection(states[0, of_a.cumsum(0) - 1])  # (B, D)
         of_b = lengths - of_a + 1  # (B,) tokens of EOS and B
         heads = of_b.cumsum(0) - of_b  # (B,)
         embeds = self.model.get_input_embeddings()(ids[0, in_b]).index_put((heads,), final)  # (N', D)
         decoded = self.model.model.language_model(
             inputs_embeds=embeds[None],
-            attention_mask=self._whole(of_b),
+            attention_mask={"full_attention": self._whole(of_b)},
             position_ids=(place[in_b] - own_eos[in_b]).expand(3, 1, -1),
             use_cache=False,
         ).last_hidden_state
         tokens = predict_tokens(decoded, self.model.lm_head, batch["labels"][:, in_b], self._excluded_ids, self.shifted)
         return Prediction(tokens._replace(positions=place[in_b][tokens.positions]), None)
 
-    def _whole(self, lengths: Tensor) -> dict[str, Layout]:
-        return {"full_attention": Layout(own(lengths.tolist())).to(self.model.device)}
+    def _whole(self, lengths: Tensor) -> Layout:
+        return Layout(own(lengths.tolist())).to(self.model.device)
 
 
 class LateBridge(Reconstructor):

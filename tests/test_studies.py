@@ -103,7 +103,7 @@ def test_features_stand_for_pixels(lab, rows):
     theirs = lab.embed_sides(lab.load(start), sides, "there")
     assert torch.allclose(ours, theirs, atol=1e-5)
     kept, seen = (each.encoded["mini-qwen2-vl", name, 0] for each, name in ((frozen, "here"), (lab, "there")))
-    assert {value["pixel_values"].shape[-1] for value in kept.values()} == {128}
+    assert {value["image_features"].shape[-1] for value in kept.values()} == {128}
     assert {value["pixel_values"].shape[-1] for value in seen.values()} == {588}
     before, ours, theirs = (
         weights(each) for each in (lab.load(start), frozen.train(start, [phase]), lab.train(start, [phase]))

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from cocoa import blocks
 from cocoa.attention import BridgeLayout
 from cocoa.backbone import Backbone
+from cocoa.pixels import PixelFormat
 
 OF_TOKENS = ("input_ids", "labels", "hidden_units")
 """Tensors (T,) of a sample that have a value for each token."""
@@ -78,6 +79,34 @@ def pack(
     return batch | {"position_ids": torch.cat(positions, dim=2), "attention": blocks.Layout(found)}
 
 
+def final_states(
+    model: Any, pixels: PixelFormat, input_ids: Tensor, position_ids: Tensor, attention: Any, images: dict[str, Tensor]
+) -> Tensor:
+    """The text model's final states of a row of `pack`.
+
+    Args:
+        model: without its language-model head; its text model attends in blocks.
+        pixels: makes of bytes what the vision tower takes.
+        input_ids: (1, N).
+        position_ids: (3, 1, N).
+        attention: a layout, or a boolean mask (1, 1, N, N).
+        images: `pixel_values` (bytes or values) with `image_grid_thw`, or `image_features`, or nothing.
+
+    Returns:
+        (1, N, D) post-norm states.
+    """
+    inputs: dict[str, Tensor] = {"input_ids": input_ids}
+    if "image_features" in images:
+        embeds = model.get_input_embeddings()(input_ids)
+        is_image = (input_ids == model.config.image_token_id)[:, :, None]
+        inputs = {"inputs_embeds": embeds.masked_scatter(is_image, images["image_features"].to(embeds.dtype))}
+    elif "pixel_values" in images:
+        inputs["pixel_values"] = pixels.values(images["pixel_values"])
+        inputs["image_grid_thw"] = images["image_grid_thw"]
+    seen = {"full_attention": attention}
+    return model(**inputs, attention_mask=seen, position_ids=position_ids, use_cache=False).last_hidden_state
+
+
 class PackedEmbedder(nn.Module):
     """The backbone as an embedding model of packed rows; the same numbers as sentence-transformers' of padded batches.
 
@@ -108,20 +137,12 @@ class PackedEmbedder(nn.Module):
             position_ids: (3, 1, N).
             attention: who attends to whom.
             lengths: (B,).
-            **images: `pixel_values`, bytes or values, and `image_grid_thw`, if the row has images.
+            **images: as `final_states` takes them.
 
         Returns:
             (B, D), float32.
         """
-        if "pixel_values" in images:
-            images["pixel_values"] = self.pixels.values(images["pixel_values"])
-        states = self.model(
-            input_ids=input_ids,
-            attention_mask={"full_attention": attention},
-            position_ids=position_ids,
-            use_cache=False,
-            **images,
-        ).last_hidden_state[0]
+        states = final_states(self.model, self.pixels, input_ids, position_ids, attention, images)[0]
         if self.whole:
             vectors = torch.segment_reduce(states.float(), "mean", lengths=lengths)
         else:

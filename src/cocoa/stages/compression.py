@@ -63,6 +63,10 @@ class CompressionDataset(ContentDataset):
 
     args: CompressionArguments
 
+    def images(self) -> list[Side]:
+        """What of every row is compressed."""
+        return [to_compress(row.side, self.args.prompt) for row in self.rows]
+
     def sample(self, row: ContentPair, epoch: int) -> dict[str, Tensor]:
         """Tensors of one row; see `Reconstructor.forward`, without the batch axis."""
         return converse(self.backbone, row, self.args.max_length, self.args.prompt)
@@ -86,11 +90,9 @@ def converse(backbone: Backbone, row: ContentPair, max_length: int, prompt: str 
     ids, labels = ids[: max_length - length], labels[: max_length - length]
     if all(label == IGNORE_INDEX for label in labels):
         raise CocoaError(f"what is compressed has {length} tokens, no room for an answer in max_length {max_length}")
-    return {
+    return block | {
         "input_ids": torch.cat([block["input_ids"], torch.tensor(ids)]),
         "labels": torch.cat([torch.full((length,), IGNORE_INDEX), torch.tensor(labels)]),
-        "pixel_values": block["pixel_values"],
-        "image_grid_thw": block["image_grid_thw"],
         "compression_start": torch.tensor(length - backbone.compression_tokens),
     }
 

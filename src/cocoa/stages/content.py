@@ -12,7 +12,7 @@ from transformers.trainer_utils import IntervalStrategy
 from cocoa.attention import BridgeLayout
 from cocoa.backbone import Backbone
 from cocoa.errors import CocoaError
-from cocoa.pairs import ContentPair
+from cocoa.pairs import ContentPair, Side
 from cocoa.stages.training import StageArguments
 
 
@@ -61,6 +61,10 @@ class ContentDataset(Dataset):
             return self.sample(row, epoch)
         except CocoaError as error:
             raise CocoaError(f"row {row.row_id}: {error}") from error
+
+    def images(self) -> list[Side]:
+        """Sides whose images are shown whole, so that a frozen tower's features can take their place."""
+        return []
 
     def sample(self, row: ContentPair, epoch: int) -> dict[str, Tensor]:
         """Tensors of one row, corrupted as the epoch says."""

@@ -122,17 +122,23 @@ class PairDataset(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def images(self) -> list[Side]:
+        """All sides, as they are encoded."""
+        return [side for pair in self.pairs for side in self._sides(pair)]
+
+    def _sides(self, pair: Pair) -> list[Side]:
+        sides = [pair.query, pair.target, *pair.negatives[: self.args.hard_negatives]]
+        return [self.backbone.fit_text(side, self.args.max_length) for side in sides]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         pair = self.pairs[index]
-        negatives = pair.negatives[: self.args.hard_negatives]
-        missing = self.args.hard_negatives - len(negatives)
         target_id = pair.target.content_id()
-        ids = [side.content_id() for side in negatives]
+        ids = [side.content_id() for side in pair.negatives[: self.args.hard_negatives]]
         ids = [FILLER_ID if content_id == target_id else content_id for content_id in ids]
+        missing = self.args.hard_negatives - len(ids)
         try:
-            sides = [pair.query, pair.target, *negatives, *[Side()] * missing]
-            fitted = [self.backbone.fit_text(side, self.args.max_length) for side in sides]
-            columns: list[Any] = [self.backbone.encode_side(side) for side in fitted]
+            sides = [*self._sides(pair), *[Side()] * missing]
+            columns: list[Any] = [self.backbone.encode_side(side) for side in sides]
         except CocoaError as error:
             raise CocoaError(f"row {pair.row_id}: {error}") from error
         columns.append([target_id, *ids, *[FILLER_ID] * missing])

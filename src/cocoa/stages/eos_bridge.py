@@ -18,7 +18,7 @@ from cocoa.backbone import Backbone
 from cocoa.corruption import mask_text, row_generator
 from cocoa.errors import CocoaError
 from cocoa.inputs import most_tokens
-from cocoa.pairs import ContentPair
+from cocoa.pairs import ContentPair, Side
 from cocoa.stages.content import ContentDataset, ReconstructionArguments, room_for_text
 from cocoa.stages.reconstruction import ReconstructionTrainer, Reconstructor
 from cocoa.stages.training import check_range
@@ -58,6 +58,10 @@ class EosBridgeDataset(ContentDataset):
         """As the stage's arguments say."""
         return self.args.layout
 
+    def images(self) -> list[Side]:
+        """Block A of every row."""
+        return [row.side for row in self.rows]
+
     def sample(self, row: ContentPair, epoch: int) -> dict[str, Tensor]:
         """Tensors of one row; see `Reconstructor.forward`, without the batch axis."""
         args = self.args
@@ -94,11 +98,9 @@ def bridge(
         generator,
         whole_up_to=WHOLE_UP_TO,
     )
-    return {
+    return block_a | {
         "input_ids": corrupted_ids,
         "labels": labels,
-        "pixel_values": block_a["pixel_values"],
-        "image_grid_thw": block_a["image_grid_thw"],
         "eos_position": torch.tensor(length_a - 1),
     }
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cocoa.backbone import Backbone
 from cocoa.blocks import IN_BLOCKS, Layout
 from cocoa.corruption import IGNORE_INDEX
-from cocoa.packing import by_length, pack
+from cocoa.packing import by_length, final_states, pack
 from cocoa.reconstruction import PatchDecoder, TokenPrediction, patch_loss, predict_tokens
 from cocoa.stages.content import ContentDataset
 from cocoa.stages.sampling import GlobalBatchSampler
@@ -57,33 +57,22 @@ class Reconstructor(nn.Module):
         self,
         input_ids: Tensor,
         labels: Tensor,
-        pixel_values: Tensor,
-        image_grid_thw: Tensor,
         position_ids: Tensor,
         attention: Layout | Tensor,
         hidden_units: Tensor | None = None,
-        **_: Tensor,
+        **others: Tensor,
     ) -> Prediction:
         """One forward pass over the corrupted input, and what it makes of everything hidden.
 
         Args:
             input_ids: (1, N) corrupted ids of a row of `cocoa.packing.pack`.
             labels: (1, N) ids of the tokens to predict, `IGNORE_INDEX` elsewhere.
-            pixel_values: (patches, bytes) pixels of all images, or (patches, values) corrupted ones.
-            image_grid_thw: (images, 3).
             position_ids: (3, 1, N) M-RoPE positions.
             attention: who attends to whom, in blocks or as a boolean mask (1, 1, N, N).
             hidden_units: (1, N) True on image tokens whose patches are hidden; only with a patch decoder.
-            **_: what else a batch holds.
+            **others: the images, as `cocoa.packing.final_states` takes them, and what else a batch holds.
         """
-        hidden_states = self.model.model(
-            input_ids=input_ids,
-            attention_mask={"full_attention": attention},
-            position_ids=position_ids,
-            pixel_values=self.pixels.values(pixel_values),
-            image_grid_thw=image_grid_thw,
-            use_cache=False,
-        ).last_hidden_state
+        hidden_states = final_states(self.model.model, self.pixels, input_ids, position_ids, attention, others)
         tokens = predict_tokens(hidden_states, self.model.lm_head, labels, self._excluded_ids, self.shifted)
         if self.patch_decoder is None:
             return Prediction(tokens, None)

@@ -37,6 +37,7 @@ from transformers.trainer_utils import TrainOutput
 from cocoa.account import Meter
 from cocoa.backbone import Form
 from cocoa.errors import CocoaError
+from cocoa.features import keep_features
 from cocoa.inputs import MAX_LENGTH
 from cocoa.stages.progress import ProgressLine
 from cocoa.stages.sampling import GlobalBatchSampler
@@ -64,7 +65,8 @@ class StageArguments(TrainingArguments):
         tokens_per_pass: a device's share of a batch goes through the model in parts of at most so many tokens: bounds
             the memory, leaves the gradients as they are.
         cache_inputs: keep each row's encoded image and text in memory instead of encoding them in every epoch,
-            for small data: 2.4 kB an image token, in every process and data loader worker.
+            for small data: 2.4 kB an image token, in every process and data loader worker. Of an image that is shown
+            whole to a frozen tower (`lora.vision: []`) its features are computed once and kept instead.
     """
 
     batch_size: int = 64
@@ -179,6 +181,8 @@ class StageTrainer(Trainer):
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> TrainOutput:
         before = _account_at(Path(resume_from_checkpoint)) if resume_from_checkpoint else {}
         self.meter = Meter(self.args.device, self.args.world_size, before)
+        if self.args.cache_inputs:
+            keep_features(self.train_dataset.backbone, self.train_dataset.images(), not self.args.disable_tqdm)
         output = super().train(resume_from_checkpoint, **kwargs)
         self.account = self._account()
         return output

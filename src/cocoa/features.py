@@ -1,0 +1,48 @@
+"""What a frozen vision tower makes of images, computed once and kept in the place of their pixels."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+import torch
+from rich.progress import track
+
+from cocoa.backbone import Backbone
+from cocoa.pairs import Side
+
+IMAGES_AT_ONCE = 256
+
+
+@torch.no_grad()
+def keep_features(backbone: Backbone, sides: Iterable[Side], progress: bool = False) -> None:
+    """Encode sides into `backbone.encoded`, with `image_features` (merged tokens, D) in place of `pixel_values`.
+
+    Nothing happens where the tower is trained.
+
+    Args:
+        backbone: that keeps what it has encoded.
+        sides: to be encoded; those that are known are left alone.
+        progress: show a bar on a terminal.
+    """
+    if any(parameter.requires_grad for parameter in backbone.model.model.visual.parameters()):
+        return
+    if backbone.encoded is None:
+        backbone.encoded = {}
+    for side in sides:
+        backbone.encode_side(side)
+    features = {
+        image: kept["image_features"] for (_, image), kept in backbone.encoded.items() if "image_features" in kept
+    }
+    pixels = {image: kept for (_, image), kept in backbone.encoded.items() if "pixel_values" in kept}
+    fresh = [image for image in pixels if image not in features]
+    starts = range(0, len(fresh), IMAGES_AT_ONCE)
+    for start in track(starts, "vision features", disable=not (progress and sys.stderr.isatty())):
+        part = fresh[start : start + IMAGES_AT_ONCE]
+        batch = torch.cat([pixels[image]["pixel_values"] for image in part]).to(backbone.model.device)
+        grids = torch.cat([pixels[image]["image_grid_thw"] for image in part]).to(backbone.model.device)
+        found = backbone.model.model.get_image_features(backbone.pixels.values(batch), grids).pooler_output
+        features |= {image: own.cpu().clone() for image, own in zip(part, found, strict=True)}
+    for (_, image), kept in backbone.encoded.items():
+        if kept.pop("pixel_values", None) is not None:
+            kept["image_features"] = features[image]

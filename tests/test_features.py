@@ -1,0 +1,34 @@
+"""A frozen vision tower sees an image once, and what is trained is the same."""
+
+import pytest
+import torch
+from test_training import distance, make_trainer, weights
+
+from cocoa.adapters import Lora, add_adapters
+
+
+@pytest.mark.parametrize("stage", ["eos_bridge", "compression", "contrastive", "matching"])
+def test_cached_features_train_what_pixels_train(tiny_backbone, tmp_path, stage):
+    trained, seen = [], []
+    for cached in (False, True):
+        backbone, images = tiny_backbone(), []
+        torch.manual_seed(0)
+        add_adapters(backbone.model, Lora(vision=(), dropout=0.0), [backbone.mask_token_id])
+        backbone.model.model.visual.register_forward_hook(
+            lambda module, args, output, images=images: images.append(len(output.pooler_output))
+        )
+        trainer = make_trainer(stage, backbone, tmp_path / str(cached), cache_inputs=cached, max_steps=5)
+        trainer.train()
+        trained.append(weights(trainer))
+        seen.append(sum(images))
+    assert distance(*trained) < 1e-5
+    images = {id(side.image) for side in trainer.train_dataset.images() if side.image is not None}
+    assert seen[1] == 9 * len(images) < seen[0]  # nine merged tokens an image
+
+
+def test_a_trained_tower_keeps_the_bytes(tiny_backbone, tmp_path):
+    trainer = make_trainer("contrastive", tiny_backbone(), tmp_path, cache_inputs=True, max_steps=1)
+    trainer.train()
+    kept = trainer.train_dataset.backbone.encoded.values()
+    assert {each["pixel_values"].dtype for each in kept if "pixel_values" in each} == {torch.uint8}
+    assert not any("image_features" in each for each in kept)
