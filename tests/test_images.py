@@ -1,13 +1,16 @@
 """Reading images: every mode becomes upright RGB; what is broken is named."""
 
 import struct
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from cocoa.errors import CocoaError
 from cocoa.images import inspect_image, load_image
+from cocoa.inputs import ImageBudget, shown_size
 
 
 def save(image, path, **options):
@@ -87,3 +90,22 @@ def test_broken_exif_data_does_not_hide_an_image(tmp_path):
     path.write_bytes(content[:2] + b"\xff\xe1" + (len(tiff) + 2).to_bytes(2, "big") + tiff + content[2:])
     assert inspect_image(str(path)).fault == ""
     assert load_image(str(path)).size == (32, 64)
+
+
+@pytest.mark.parametrize("resize", ["aspect", "square"])
+@pytest.mark.parametrize(
+    ("size", "decoded"), [((400, 300), (400, 300)), ((901, 640), (451, 320)), ((1600, 3201), (200, 401))]
+)
+def test_a_jpeg_is_decoded_as_small_as_it_is_shown(tmp_path, size, decoded, resize):
+    """And shown in the same size, with nearly the same colours; another file is decoded whole."""
+    budget = ImageBudget((4, 64), resize)
+    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8))
+    picture = coarse.resize(size, Image.Resampling.BICUBIC)
+    path, whole = save(picture, tmp_path / "photo.jpg", quality=95), save(picture, tmp_path / "photo.png")
+    shown = partial(shown_size, images=budget)
+    assert load_image(whole, shown).size == load_image(path).size == size
+    small = load_image(path, shown)
+    assert small.size == decoded if resize == "aspect" else small.size[0] <= size[0]
+    assert shown(small.size) == shown(size)
+    seen = [np.asarray(image.resize(shown(size)), dtype=float) for image in (small, load_image(path))]
+    assert np.abs(seen[0] - seen[1]).mean() < 1

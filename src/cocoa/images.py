@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,10 +29,19 @@ TURNS = {
 ORIENTATION = 0x0112
 
 
-def load_image(image: ImageRef) -> Image.Image:
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+
+def load_image(image: ImageRef, shown: Callable[[Size], Size] | None = None) -> Image.Image:
     """The image as upright RGB (EXIF rotation applied; CMYK, greyscale of 8 or 16 bits and palettes converted).
 
     Transparent pixels become white; of an animation the first frame is taken.
+
+    Args:
+        image: in memory, or its path.
+        shown: the size that an image of a given size is shown in; the file of a JPEG is then decoded at a half, a
+            quarter or an eighth of its size where that is enough, and shown in the same size.
 
     Raises:
         CocoaError: the file is missing or no readable image; the message names it.
@@ -39,6 +49,8 @@ def load_image(image: ImageRef) -> Image.Image:
     if isinstance(image, str):
         try:
             with Image.open(_source(image)) as opened:
+                if shown is not None and opened.format == "JPEG":
+                    _decode_smaller(opened, shown)
                 opened.load()
                 return _upright(opened)
         except FileNotFoundError:
@@ -46,6 +58,16 @@ def load_image(image: ImageRef) -> Image.Image:
         except Exception as error:  # Pillow's decoders raise whatever they stumble over
             raise CocoaError(f"{image}: not a readable image ({error}); replace it or drop its row") from None
     return _upright(image)
+
+
+def _decode_smaller(opened: Image.Image, shown: Callable[[Size], Size]) -> None:
+    width, height = opened.size
+    wanted = shown(opened.size)
+    for scale in (8, 4, 2):
+        small = -(-width // scale), -(-height // scale)
+        if small[0] >= wanted[0] and small[1] >= wanted[1] and shown(small) == wanted:
+            opened.draft(None, (width // scale, height // scale))
+            return
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from PIL import Image
@@ -73,7 +74,8 @@ def chat_messages(side: Side, images: ImageBudget, patch_size: int = 28) -> list
     """
     content: list[dict[str, Any]] = []
     if side.image is not None:
-        content.append({"type": "image", "image": fit_image(load_image(side.image), images, patch_size)})
+        shown = partial(shown_size, images=images, patch_size=patch_size)
+        content.append({"type": "image", "image": fit_image(load_image(side.image, shown), images, patch_size)})
     if text := side.text.strip():
         content.append({"type": "text", "text": text})
     messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
@@ -133,10 +135,16 @@ def image_tokens(size: tuple[int, int], images: ImageBudget, patch_size: int = 2
     """How many merged tokens an image of this width and height takes; the most, if the size is not known (0, 0)."""
     if not all(size):
         return images.tokens[1]
+    width, height = shown_size(size, images, patch_size)
+    return height * width // patch_size**2
+
+
+def shown_size(size: tuple[int, int], images: ImageBudget, patch_size: int = 28) -> tuple[int, int]:
+    """Width and height of what a model sees of an image: whole merged tokens, within the budget."""
     width, height = fitted_size(size, images, patch_size)
     least, most = (tokens * patch_size**2 for tokens in images.tokens)
     height, width = smart_resize(height, width, patch_size, least, most)
-    return height * width // patch_size**2
+    return width, height
 
 
 def most_tokens(text: str) -> int:
