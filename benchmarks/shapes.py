@@ -25,43 +25,54 @@ WORDS = ("red", "car", "in", "the", "rain", "beside", "two", "people", "under", 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a Qwen2-VL: text model (width, MLP, layers, heads, key-value heads), tower (width, depth, heads)."""
+    """Sizes of a backbone: of its text model, and of its vision tower."""
 
+    model_type: str
     width: int
     mlp: int
     layers: int
     heads: int
     kv_heads: int
     tower_width: int
+    tower_mlp: int
     tower_depth: int
     tower_heads: int
+    tied: bool = True
 
 
 SHAPES = {
-    "mini": Shape(128, 384, 6, 4, 2, 96, 4, 4),
-    "middle": Shape(512, 1536, 8, 8, 2, 384, 6, 6),
-    "2b": Shape(1536, 8960, 28, 12, 2, 1280, 32, 16),
-    "7b": Shape(3584, 18944, 28, 28, 4, 1280, 32, 16),
+    "mini": Shape("qwen2_vl", 128, 384, 6, 4, 2, 96, 384, 4, 4),
+    "middle": Shape("qwen2_vl", 512, 1536, 8, 8, 2, 384, 1536, 6, 6),
+    "qwen2-vl-2b": Shape("qwen2_vl", 1536, 8960, 28, 12, 2, 1280, 5120, 32, 16),
+    "qwen2-vl-7b": Shape("qwen2_vl", 3584, 18944, 28, 28, 4, 1280, 5120, 32, 16, tied=False),
+    "qwen2.5-vl-3b": Shape("qwen2_5_vl", 2048, 11008, 36, 16, 2, 1280, 3420, 32, 16),
+    "qwen2.5-vl-7b": Shape("qwen2_5_vl", 3584, 18944, 28, 28, 4, 1280, 3420, 32, 16, tied=False),
 }
-"""`middle` has 100M parameters, most of them its vocabulary's; the last two are Qwen2-VL-2B's and 7B's."""
+"""`middle` has 100M parameters, most of them its vocabulary's; below it are the real backbones."""
 
 
 def build(shape: Shape, device: torch.device, dtype: torch.dtype = torch.float32) -> Backbone:
     """A backbone with random weights, 152k tokens, and a mini backbone's processor."""
-    source = locate("mini-qwen2-vl")
+    source = locate({"qwen2_vl": "mini-qwen2-vl", "qwen2_5_vl": "mini-qwen2.5-vl"}[shape.model_type])
     config = load_config(source)
     text, vision = config.text_config, config.vision_config
     text.hidden_size, text.intermediate_size, text.num_hidden_layers = shape.width, shape.mlp, shape.layers
     text.num_attention_heads, text.num_key_value_heads = shape.heads, shape.kv_heads
     text.layer_types, text.vocab_size = ["full_attention"] * shape.layers, VOCABULARY
+    config.tie_word_embeddings = text.tie_word_embeddings = shape.tied
     half = shape.width // shape.heads // 2
     text.rope_parameters["mrope_section"] = [half - 2 * (half * 3 // 8), half * 3 // 8, half * 3 // 8]
-    vision.hidden_size, vision.embed_dim = shape.width, shape.tower_width
-    vision.depth, vision.num_heads, vision.mlp_ratio = shape.tower_depth, shape.tower_heads, 4
+    vision.depth, vision.num_heads = shape.tower_depth, shape.tower_heads
+    if shape.model_type == "qwen2_vl":
+        vision.embed_dim, vision.mlp_ratio, vision.hidden_size = shape.tower_width, 4, shape.width
+    else:
+        vision.hidden_size, vision.intermediate_size = shape.tower_width, shape.tower_mlp
+        vision.out_hidden_size, vision.window_size = shape.width, 112
+        vision.fullatt_block_indexes = [7, 15, 23, 31]
     text.is_causal = config.is_causal = False
     torch.manual_seed(0)
     with torch.device(device):
-        model = MODEL_CLASSES["qwen2_vl"](config).to(dtype)
+        model = MODEL_CLASSES[shape.model_type](config).to(dtype)
     processor = AutoProcessor.from_pretrained(source)
     prepare_processor(processor, source)
     add_tokens(model.get_input_embeddings().weight, processor.tokenizer, [MASK_TOKEN], source)
@@ -90,11 +101,12 @@ class Operations:
         self.forward += 2 * 2 * pairs * config.hidden_size * config.num_hidden_layers
 
     def add_images(self, samples: Sequence[dict[str, Tensor]]) -> None:
-        """Through the vision tower; a patch sees all of its image."""
+        """Through the vision tower, as if a patch saw all of its image in every layer."""
         config = self.model.config.vision_config
+        width = config.embed_dim if self.model.config.model_type == "qwen2_vl" else config.hidden_size
         weights = sum(p.numel() for p in self.model.model.visual.parameters())
         for patches in (len(sample["pixel_values"]) for sample in samples if "pixel_values" in sample):
-            self.forward += 2 * patches * weights + 2 * 2 * patches**2 * config.embed_dim * config.depth
+            self.forward += 2 * patches * weights + 2 * 2 * patches**2 * width * config.depth
 
     def add_head(self, tokens: int) -> None:
         """Tokens that are predicted."""
