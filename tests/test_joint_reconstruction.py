@@ -116,7 +116,7 @@ def test_kept_inputs_save_encoding_and_change_nothing(tiny_backbone, tmp_path, m
         rows, images = content_rows(8, bridge=stage is eos_bridge), []
         load = inputs.load_image
         monkeypatch.setattr(
-            inputs, "load_image", lambda image, load=load, images=images: images.append(1) or load(image)
+            inputs, "load_image", lambda *image, load=load, images=images: images.append(1) or load(*image)
         )
         stage.build_trainer(backbone, rows, arguments(cls, tmp_path / str(kept), cache_inputs=kept)).train()
         monkeypatch.undo()

@@ -146,7 +146,7 @@ class Backbone:
 
     def messages(self, side: Side) -> list[dict[str, Any]]:
         """The side as chat messages, its image fitted to the budget."""
-        return chat_messages(side, self.images, self.patch_size)
+        return chat_messages(side, self.images, self.patch_size, exact=False)
 
     def encode_side(self, side: Side) -> dict[str, Tensor]:
         """One side through the chat template and the processor, without padding.
