@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor
 
-from cocoa.backbone import MODEL_CLASSES, Backbone, budget_of, load_config, locate
+from cocoa.architectures import MODEL_CLASSES, load_config, locate
+from cocoa.backbone import Backbone, budget_of
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.pairs import Pair, Side
 from cocoa.special_tokens import MASK_TOKEN, add_tokens, prepare_processor

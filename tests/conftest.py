@@ -16,7 +16,8 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 from transformers import BertConfig, BertModel, BertTokenizer
 
-from cocoa.backbone import Attention, Backbone, load_backbone
+from cocoa.architectures import Attention
+from cocoa.backbone import Backbone, load_backbone
 from cocoa.inputs import ImageBudget
 from cocoa.photos import write_photos
 from cocoa.tiny import write_tiny_backbone

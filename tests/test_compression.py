@@ -126,7 +126,7 @@ def test_a_sample_is_image_prompt_compression_tokens_dialogue(compressing, tmp_p
 
 def test_a_dialogue_is_written_as_qwen_s_own_template_does(compressing):
     """Against the instruct checkpoint's template, which a mini backbone's files keep."""
-    from cocoa.backbone import locate
+    from cocoa.architectures import locate
 
     tokenizer = AutoTokenizer.from_pretrained(locate("mini-qwen2-vl"))
     backbone = load_backbone("mini-qwen2-vl", pooling="compression", compression_tokens=K)

@@ -13,7 +13,7 @@ import yaml
 from sentence_transformers import SentenceTransformer
 
 from cocoa import demo
-from cocoa.backbone import EMBEDDED
+from cocoa.architectures import EMBEDDED
 from cocoa.demo import EQUAL, MODELS, verdict, write_recipes
 
 ROOT = Path(__file__).parents[1]

@@ -5,8 +5,8 @@ import torch
 from toy import VISION
 
 from cocoa.adapters import Lora, add_adapters
+from cocoa.architectures import MODEL_CLASSES, load_config
 from cocoa.attention import bidirectional
-from cocoa.backbone import MODEL_CLASSES, load_config
 from cocoa.estimate import (
     KEPT,
     Memory,

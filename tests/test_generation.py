@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from transformers import GenerationConfig
 
-from cocoa.backbone import EMBEDDED, locate
+from cocoa.architectures import EMBEDDED, locate
 from cocoa.errors import CocoaError
 from cocoa.generation import Conversation, Engine, identify, load_engine, messages, shrink
 from cocoa.inputs import ImageBudget, image_tokens

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cocoa.backbone import EMBEDDED, load_backbone, locate
+from cocoa.architectures import EMBEDDED, locate
+from cocoa.backbone import load_backbone
 from cocoa.embedding import load_embedder
 from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget

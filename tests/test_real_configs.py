@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cocoa.adapters import adapted_layers
-from cocoa.backbone import MODEL_CLASSES, load_config, set_attention
+from cocoa.architectures import MODEL_CLASSES, load_config, set_attention
 from cocoa.recipe import load_recipe
 
 SHARED = {

@@ -6,7 +6,8 @@ import pytest
 import torch
 import yaml
 
-from cocoa.backbone import EMBEDDED, Form
+from cocoa.architectures import EMBEDDED
+from cocoa.backbone import Form
 from cocoa.pipeline import add_stage_adapters, build_trainer, load_stage_backbone, stage_forms
 from cocoa.recipe import load_recipe
 from cocoa.stage_data import stage_data

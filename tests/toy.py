@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cocoa.adapters import Lora, add_adapters
-from cocoa.backbone import Backbone, set_attention
+from cocoa.architectures import set_attention
+from cocoa.backbone import Backbone
 from cocoa.pairs import ContentPair, Pair, Side, Turn
 from cocoa.special_tokens import close_with_compression_tokens
 from cocoa.stages.reconstruction import ReconstructionTrainer

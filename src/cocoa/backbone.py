@@ -7,24 +7,15 @@ embedding rows, replaces the chat template and sets the image token budget; all 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoProcessor,
-    PretrainedConfig,
-    PreTrainedModel,
-    ProcessorMixin,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2VLForConditionalGeneration,
-)
+from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from cocoa.attention import CHUNKED
+from cocoa.architectures import MODEL_CLASSES, Attention, batch_vision_attention, load_config, locate, set_attention
 from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget, chat_messages, fit_text, inert, most_tokens, room, shorten
 from cocoa.pairs import Side
@@ -39,16 +30,7 @@ from cocoa.special_tokens import (
     prepare_processor,
 )
 
-MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
-    "qwen2_vl": Qwen2VLForConditionalGeneration,
-    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
-}
-EMBEDDED = ("mini-qwen2-vl", "mini-qwen2.5-vl")
-"""Backbones that ship in the package (`data/backbones/`), by the names that recipes call them."""
-
-Attention = Literal["bidirectional", "causal"]
 Pooling = Literal["lasttoken", "mean", "compression"]
-ATTENTIONS: tuple[str, ...] = get_args(Attention)
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
@@ -264,50 +246,8 @@ def load_backbone(
     return backbone
 
 
-def locate(name: str) -> str:
-    """Where a backbone is read from: the package's folder of an embedded one, else the name itself."""
-    return str(resources.files("cocoa").joinpath("data/backbones", name)) if name in EMBEDDED else name
-
-
-def load_config(name: str) -> PretrainedConfig:
-    """The checkpoint's config, refused where the stages would be silently wrong on it.
-
-    Raises:
-        CocoaError: see `load_backbone`.
-    """
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        remedy = f"give a hub id, a checkpoint folder, or one of {', '.join(EMBEDDED)}"
-        raise CocoaError(f"backbone {name}: cannot be read ({reason}); {remedy}") from None
-    if config.model_type not in MODEL_CLASSES:
-        raise CocoaError(
-            f"backbone {name}: architecture {config.model_type} is not supported; use one of {sorted(MODEL_CLASSES)}"
-        )
-    if config.text_config.use_sliding_window:
-        raise CocoaError(f"backbone {name}: use_sliding_window is on, and its second mask is not supported")
-    return config
-
-
 def budget_of(processor: ProcessorMixin) -> ImageBudget:
     """The token budget that a processor's image size stands for."""
     size = processor.image_processor.size
     area = (processor.image_processor.patch_size * processor.image_processor.merge_size) ** 2
     return ImageBudget((max(1, size["shortest_edge"] // area), max(1, size["longest_edge"] // area)))
-
-
-def batch_vision_attention(model: PreTrainedModel | None) -> None:
-    """Attend within all images at once; the same numbers in fewer calls. Not saved with the model."""
-    if model is not None and model.config.model_type in MODEL_CLASSES:
-        model.set_attn_implementation({"vision_config": CHUNKED})
-
-
-def set_attention(config: PretrainedConfig, attention: Attention) -> None:
-    """Switch the text model between causal and bidirectional attention; saved in `config.json`.
-
-    The flag that works is the text config's; the top-level one is for servers that read that.
-    """
-    if attention not in ATTENTIONS:
-        raise CocoaError(f"attention {attention!r}: choose bidirectional or causal")
-    config.is_causal = config.text_config.is_causal = attention == "causal"

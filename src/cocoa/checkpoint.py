@@ -24,7 +24,8 @@ from sentence_transformers.util import load_file_path
 from transformers import PreTrainedModel
 
 import cocoa
-from cocoa.backbone import Backbone, Form, locate
+from cocoa.architectures import locate
+from cocoa.backbone import Backbone, Form
 from cocoa.errors import CocoaError
 from cocoa.inputs import MAX_LENGTH
 from cocoa.special_tokens import compression_names

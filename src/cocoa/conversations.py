@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from cocoa.backbone import EMBEDDED
+from cocoa.architectures import EMBEDDED
 from cocoa.dialogue_parsing import Dropped, Reply, answer_fault, bounds, caption_fault, parse_questions
 from cocoa.errors import CocoaError
 from cocoa.generation import Conversation, Engine

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cocoa.backbone import EMBEDDED
+from cocoa.architectures import EMBEDDED
 from cocoa.catalogue import stage_rows
 from cocoa.checkpoint import versions, write_json
 from cocoa.embedding import load_embedder

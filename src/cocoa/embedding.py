@@ -17,7 +17,8 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from cocoa.backbone import batch_vision_attention, load_backbone, locate
+from cocoa.architectures import batch_vision_attention, locate
+from cocoa.backbone import load_backbone
 from cocoa.checkpoint import as_sentence_transformer, find_record, form_of, model_file, trained_length
 from cocoa.errors import CocoaError
 from cocoa.images import image_size, load_image

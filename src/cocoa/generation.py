@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from cocoa.backbone import EMBEDDED, locate
+from cocoa.architectures import EMBEDDED, locate
 from cocoa.checkpoint import find_record
 from cocoa.dialogue_parsing import Reply
 from cocoa.embedding_cache import hash_folder

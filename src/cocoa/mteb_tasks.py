@@ -27,7 +27,7 @@ from PIL import Image as PIL
 from safetensors import safe_open
 from transformers import AutoConfig
 
-from cocoa.backbone import locate
+from cocoa.architectures import locate
 from cocoa.bad_rows import BadRows
 from cocoa.catalogue import find_dataset
 from cocoa.checkpoint import read_record

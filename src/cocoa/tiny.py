@@ -21,7 +21,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from cocoa.backbone import MODEL_CLASSES
+from cocoa.architectures import MODEL_CLASSES
 from cocoa.special_tokens import EOS_TOKEN
 
 CONTROL_TOKENS = (

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from cocoa.backbone import ATTENTIONS, POOLINGS, Attention, Backbone, Form, Pooling
+from cocoa.architectures import ATTENTIONS, Attention
+from cocoa.backbone import POOLINGS, Backbone, Form, Pooling
 from cocoa.checkpoint import as_sentence_transformer
 from cocoa.embedding import Embedder
 from cocoa.errors import CocoaError

@@ -1,0 +1,69 @@
+"""The architectures that are supported: where a checkpoint is found, and how its config is read and changed."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Literal, get_args
+
+from transformers import (
+    AutoConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLForConditionalGeneration,
+)
+
+from cocoa.attention import CHUNKED
+from cocoa.errors import CocoaError
+
+MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
+    "qwen2_vl": Qwen2VLForConditionalGeneration,
+    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+}
+EMBEDDED = ("mini-qwen2-vl", "mini-qwen2.5-vl")
+"""Backbones that ship in the package (`data/backbones/`), by the names that recipes call them."""
+
+Attention = Literal["bidirectional", "causal"]
+ATTENTIONS: tuple[str, ...] = get_args(Attention)
+
+
+def locate(name: str) -> str:
+    """Where a backbone is read from: the package's folder of an embedded one, else the name itself."""
+    return str(resources.files("cocoa").joinpath("data/backbones", name)) if name in EMBEDDED else name
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """The checkpoint's config, refused where the stages would be silently wrong on it.
+
+    Raises:
+        CocoaError: see `load_backbone`.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        remedy = f"give a hub id, a checkpoint folder, or one of {', '.join(EMBEDDED)}"
+        raise CocoaError(f"backbone {name}: cannot be read ({reason}); {remedy}") from None
+    if config.model_type not in MODEL_CLASSES:
+        raise CocoaError(
+            f"backbone {name}: architecture {config.model_type} is not supported; use one of {sorted(MODEL_CLASSES)}"
+        )
+    if config.text_config.use_sliding_window:
+        raise CocoaError(f"backbone {name}: use_sliding_window is on, and its second mask is not supported")
+    return config
+
+
+def batch_vision_attention(model: PreTrainedModel | None) -> None:
+    """Attend within all images at once; the same numbers in fewer calls. Not saved with the model."""
+    if model is not None and model.config.model_type in MODEL_CLASSES:
+        model.set_attn_implementation({"vision_config": CHUNKED})
+
+
+def set_attention(config: PretrainedConfig, attention: Attention) -> None:
+    """Switch the text model between causal and bidirectional attention; saved in `config.json`.
+
+    The flag that works is the text config's; the top-level one is for servers that read that.
+    """
+    if attention not in ATTENTIONS:
+        raise CocoaError(f"attention {attention!r}: choose bidirectional or causal")
+    config.is_causal = config.text_config.is_causal = attention == "causal"
