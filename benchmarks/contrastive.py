@@ -19,7 +19,7 @@ from cocoa.account import peak_bytes
 from cocoa.checkpoint import as_sentence_transformer
 from cocoa.inputs import ImageBudget
 from cocoa.packing import PackedEmbedder
-from cocoa.stages.contrastive import ContrastiveArguments, PairDataset, cached_gradients, collate, info_nce
+from cocoa.stages.contrastive import ContrastiveArguments, PairDataset, cached_loss, collate, info_nce
 
 TEMPERATURE = 0.02
 
@@ -45,7 +45,9 @@ def measure(args: argparse.Namespace) -> rounds.Measured:
         def step() -> float:
             passes = [{name: value.to(device) for name, value in row.items()} for row in batch["passes"]]
             loss_of = lambda vectors: info_nce(vectors[places], ids, TEMPERATURE)  # noqa: E731
-            return cached_gradients(model, passes, loss_of).item()
+            loss = cached_loss(model, passes, loss_of)
+            loss.backward()
+            return loss.item()
 
     else:
         theirs = as_sentence_transformer(backbone).train()

@@ -17,7 +17,7 @@ from cocoa.stages.contrastive import (
     ContrastiveArguments,
     PairDataset,
     build_trainer,
-    cached_gradients,
+    cached_loss,
     collate,
     info_nce,
 )
@@ -64,11 +64,12 @@ def our_gradients(backbone, batch, mask_equal_targets=True):
     """The loss, the gradients by the backbone's names, and how often the model was asked."""
     model, asked = PackedEmbedder(backbone).train(), []
     model.register_forward_hook(lambda *_: asked.append(1))
-    loss = cached_gradients(
+    loss = cached_loss(
         model,
         batch["passes"],
         lambda vectors: info_nce(vectors[batch["places"]], batch["ids"], TEMPERATURE, mask_equal_targets),
     )
+    loss.backward()
     return loss.item(), gradients_of(backbone.model.model), len(asked)
 
 
@@ -128,9 +129,7 @@ def test_passes_that_are_embedded_twice_have_the_same_dropout(tiny_backbone, tmp
     batch = batch_of(toy_pairs(6), backbone, args)
     model, seen = PackedEmbedder(backbone).train(), []
     model.register_forward_hook(lambda _, __, vectors: seen.append(vectors.detach()))
-    cached_gradients(
-        model, batch["passes"], lambda vectors: info_nce(vectors[batch["places"]], batch["ids"], TEMPERATURE)
-    )
+    cached_loss(model, batch["passes"], lambda vectors: info_nce(vectors[batch["places"]], batch["ids"], TEMPERATURE))
     passes = len(batch["passes"])
     for first, again in zip(seen[: passes - 1], seen[passes:], strict=True):
         torch.testing.assert_close(again, first)

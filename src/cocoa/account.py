@@ -49,10 +49,9 @@ class Meter:
         self.started = time.perf_counter()
 
     def count(self, inputs: dict[str, Any]) -> None:
-        """Add one piece of a batch: its `lengths`, or every attention mask (B, T) in it, 1 on what is no padding."""
-        for name, value in inputs.items():
-            if name == "lengths" or name.endswith("attention_mask"):
-                self.tokens += value.sum().to(self.device)  # no copy to the host: a step shall not wait for it
+        """Add one packed row, or all `passes` of a batch."""
+        for row in inputs.get("passes", [inputs]):
+            self.tokens += row["lengths"].sum().to(self.device)  # no copy to the host: a step shall not wait for it
 
     def mine(self) -> Tensor:
         """(1, 2) tokens and peak bytes of this process in this session, to be gathered."""

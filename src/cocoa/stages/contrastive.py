@@ -172,24 +172,24 @@ def info_nce(vectors: Tensor, ids: Tensor, temperature: float, mask_equal_target
     return F.cross_entropy(scores.masked_fill(excluded, float("-inf")), own * width)
 
 
-def cached_gradients(
+def cached_loss(
     model: nn.Module,
     passes: Sequence[dict[str, Any]],
     loss_of: Callable[[Tensor], Tensor],
     backward: Callable[[Tensor], None] = Tensor.backward,
     alone: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor:
-    """GradCache: gradients of a loss over the embeddings of all passes, with the activations of one pass at a time.
+    """GradCache: a loss over the embeddings of all passes, with the activations of one pass at a time.
 
     Args:
         model: embeds a pass.
         passes: the last one is embedded once, the others twice, with the same dropout.
         loss_of: all embeddings, pass after pass, to the loss.
         backward: adds the gradients of a scalar.
-        alone: within it a pass does not exchange its gradients with other devices; the last backward pass does.
+        alone: within it a pass does not exchange its gradients with other devices.
 
     Returns:
-        The loss, without its graph.
+        The loss; the gradients of all passes but one are there by now, and its backward pass adds those.
     """
     *first, last = passes
     vectors, chances = [], []
@@ -203,12 +203,13 @@ def cached_gradients(
     loss = loss_of(torch.cat(leaves))
     loss.backward()
     *gradients, gradient = [leaf.grad for leaf in leaves]
-    with alone() if first else nullcontext():
-        backward((kept * gradient).sum())
-    for left, row, chance, gradient in zip(reversed(range(len(first))), first, chances, gradients, strict=True):
-        with chance, alone() if left else nullcontext():
-            backward((model(**row) * gradient).sum())
-    return loss.detach()
+    rest = (kept * gradient).sum()
+    for number, (row, chance, gradient) in enumerate(zip(first, chances, gradients, strict=True), 1):
+        with alone():
+            backward(rest)
+        with chance, nullcontext() if number == len(first) else alone():
+            rest = (model(**row) * gradient).sum()
+    return rest + (loss - rest).detach()
 
 
 class ContrastiveTrainer(StageTrainer):
@@ -234,19 +235,22 @@ class ContrastiveTrainer(StageTrainer):
         embedder = Embedder(model, backbone.images, args.max_length, ending=backbone.ending)
         self.evaluator = InPoolEvaluator(validation, embedder)
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """The loss of a batch, and its gradients; devices exchange them once."""
-        model.train()
-        inputs = self._prepare_inputs(inputs)
-        for row in inputs["passes"]:
-            self.meter.count(row)
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The loss of a batch; devices exchange gradients once, in its backward pass."""
 
         def loss_of(vectors: Tensor) -> Tensor:
             args = self.args
             return info_nce(vectors[inputs["places"]], inputs["ids"], args.temperature, args.mask_equal_targets)
 
         alone = partial(self.accelerator.no_sync, model)
-        return cached_gradients(model, inputs["passes"], loss_of, self.accelerator.backward, alone)
+        loss = cached_loss(model, inputs["passes"], loss_of, self.accelerator.backward, alone)
+        return (loss, {}) if return_outputs else loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """In-pool hit@1 on the held-out pairs."""
