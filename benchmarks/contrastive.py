@@ -13,7 +13,7 @@ import argparse
 import rounds
 import torch
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
-from shapes import SHAPES, Operations, build, matmul_rate, median_seconds, pairs_like_mmeb
+from shapes import Operations, build_for, pairs_like_mmeb
 
 from cocoa.account import peak_bytes
 from cocoa.checkpoint import as_sentence_transformer
@@ -26,16 +26,13 @@ TEMPERATURE = 0.02
 
 def measure(args: argparse.Namespace) -> rounds.Measured:
     """One path."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    backbone = build(SHAPES[args.shape], device, dtype)
+    backbone = build_for(args)
+    device = backbone.model.device
     backbone.set_image_budget(ImageBudget((4, args.longest)))
     pairs = pairs_like_mmeb(args.pairs, args.longest)
     known = ContrastiveArguments(output_dir="unused", batch_size=args.pairs, use_cpu=device.type == "cpu")
     dataset = PairDataset(pairs, backbone, known)
     encoded = [dataset[row] for row in range(len(pairs))]
-    if args.checkpointing:
-        backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
     before = peak_bytes(device)
     if args.path == "ours":
         model = PackedEmbedder(backbone).train()
@@ -64,34 +61,20 @@ def measure(args: argparse.Namespace) -> rounds.Measured:
             loss.backward()
             return loss.item()
 
-    loss = step()
-    seconds = median_seconds(step, device, args.repeats)
     work = Operations(backbone)
     for row in encoded:
         for side in (row["query"], row["target"]):
             work.add_tokens(len(side["input_ids"]))
             work.add_scores(len(side["input_ids"]) ** 2)
             work.add_images([side])
-    rate = matmul_rate(device, dtype)
-    return {
-        "seconds": seconds,
-        "memory": (peak_bytes(device) - before) / 2**20,
-        "loss": loss,
-        "tokens": work.tokens,
-        "floor": 3 * work.forward / rate,
-        "rate": rate / 1e9,
-    }
+    return rounds.measured(step, work, backbone, before, args)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="middle")
     parser.add_argument("--pairs", type=int, default=32)
     parser.add_argument("--longest", type=int, default=256)
-    parser.add_argument("--tokens-per-pass", type=int, default=16_384)
     parser.add_argument("--mini-batch-size", type=int, default=32, help="of the reference")
-    parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument("--repeats", type=int, default=2)
     rounds.run(parser, measure)
 
 

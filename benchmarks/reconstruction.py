@@ -11,8 +11,7 @@ import argparse
 
 import reference
 import rounds
-import torch
-from shapes import SHAPES, Operations, bridge_samples, build, matmul_rate, median_seconds
+from shapes import Operations, bridge_samples, build_for
 
 from cocoa.account import peak_bytes
 from cocoa.corruption import IGNORE_INDEX
@@ -22,12 +21,9 @@ from cocoa.stages.reconstruction import Reconstructor
 
 def measure(args: argparse.Namespace) -> rounds.Measured:
     """One path: seconds a step, peak memory, loss."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    backbone = build(SHAPES[args.shape], device, dtype)
+    backbone = build_for(args)
+    device, dtype = backbone.model.device, backbone.model.dtype
     samples = bridge_samples(backbone, args.samples, args.longest)
-    if args.checkpointing:
-        backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
     before = peak_bytes(device)
     if args.path == "ours":
         model = Reconstructor(backbone).train()
@@ -51,8 +47,6 @@ def measure(args: argparse.Namespace) -> rounds.Measured:
             loss.backward()
             return loss.item()
 
-    loss = step()
-    seconds = median_seconds(step, device, args.repeats)
     sizes = [(int(sample["eos_position"]), len(sample["input_ids"])) for sample in samples]
     work = Operations(backbone)
     work.add_tokens(sum(n for _, n in sizes))
@@ -62,26 +56,14 @@ def measure(args: argparse.Namespace) -> rounds.Measured:
     )
     work.add_images(samples)
     work.add_head(sum(int((sample["labels"] != IGNORE_INDEX).sum()) for sample in samples))
-    rate = matmul_rate(device, dtype)
-    return {
-        "seconds": seconds,
-        "memory": (peak_bytes(device) - before) / 2**20,
-        "loss": loss,
-        "tokens": work.tokens,
-        "floor": 3 * work.forward / rate,
-        "rate": rate / 1e9,
-    }
+    return rounds.measured(step, work, backbone, before, args)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="middle")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--longest", type=int, default=600)
     parser.add_argument("--layout", default="published")
-    parser.add_argument("--tokens-per-pass", type=int, default=16_384)
-    parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument("--repeats", type=int, default=2)
     rounds.run(parser, measure)
 
 

@@ -9,11 +9,42 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+from shapes import ADAPTERS, SHAPES, Operations, matmul_rate, median_seconds
+
+from cocoa.account import peak_bytes
+from cocoa.backbone import Backbone
 from cocoa.checkpoint import versions
 
 Measured = dict[str, float]
 """`seconds` of a step, `memory` above the weights in MiB, `loss`, real `tokens`, the `floor` in seconds (the step's
 operations at the machine's `rate`), and that rate in GFLOP/s."""
+
+
+def measured(
+    step: Callable[[], float], work: Operations, backbone: Backbone, before: int, args: argparse.Namespace
+) -> Measured:
+    """What a path takes.
+
+    Args:
+        step: a forward and a backward pass; returns the loss.
+        work: that a forward pass has to do. A backward pass does as much for the gradients of inputs, and as much again
+            for those of weights that are trained.
+        backbone: that is trained.
+        before: peak bytes before anything was computed.
+        args: of the benchmark.
+    """
+    device = backbone.model.device
+    loss = step()
+    seconds = median_seconds(step, device, args.repeats)
+    peak, rate = peak_bytes(device), matmul_rate(device, backbone.model.dtype)
+    return {
+        "seconds": seconds,
+        "memory": (peak - before) / 2**20,
+        "loss": loss,
+        "tokens": work.tokens,
+        "floor": (3 if args.adapters == "none" else 2) * work.forward / rate,
+        "rate": rate / 1e9,
+    }
 
 
 def run(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace], Measured]) -> None:
@@ -23,6 +54,11 @@ def run(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace],
         parser: of the benchmark's own options.
         measure: one path, by `path` of the options.
     """
+    parser.add_argument("--shape", choices=SHAPES, default="middle")
+    parser.add_argument("--adapters", choices=ADAPTERS, default="none", help="none trains all weights")
+    parser.add_argument("--tokens-per-pass", type=int, default=16_384, help="of ours")
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--path", choices=("ours", "reference"), help="measure one, and print JSON")
     args = parser.parse_args()

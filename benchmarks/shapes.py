@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 import statistics
 import time
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor
 
+from cocoa.adapters import Lora, add_adapters
 from cocoa.architectures import MODEL_CLASSES, load_config, locate
 from cocoa.backbone import Backbone, budget_of
 from cocoa.corruption import IGNORE_INDEX
@@ -50,6 +52,7 @@ SHAPES = {
     "qwen2.5-vl-7b": Shape("qwen2_5_vl", 3584, 18944, 28, 28, 4, 1280, 3420, 32, 16, tied=False),
 }
 """`middle` has 100M parameters, most of them its vocabulary's; below it are the real backbones."""
+ADAPTERS = ("none", "lora", "dora")
 
 
 def build(shape: Shape, device: torch.device, dtype: torch.dtype = torch.float32) -> Backbone:
@@ -80,11 +83,21 @@ def build(shape: Shape, device: torch.device, dtype: torch.dtype = torch.float32
     return Backbone(model, processor, budget_of(processor), "random")
 
 
-class Operations:
-    """Counts what a forward pass has to compute: two operations for each multiply and add, of real tokens alone.
+def build_for(args: argparse.Namespace) -> Backbone:
+    """The backbone of a benchmark's options, with adapters in place: on a GPU in bfloat16 where there is one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backbone = build(SHAPES[args.shape], device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    if args.adapters != "none":
+        vision = {"qwen2_vl": ("qkv", "fc1", "fc2"), "qwen2_5_vl": ("qkv", "gate_proj", "up_proj", "down_proj")}
+        lora = Lora(dora=args.adapters == "dora", vision=vision[backbone.model.config.model_type])
+        add_adapters(backbone.model, lora, [])
+    if args.checkpointing:
+        backbone.model.activation_checkpointing_enable()
+    return backbone
 
-    A training step takes three times that: the gradients of inputs and of weights cost as much again, each.
-    """
+
+class Operations:
+    """Counts what a forward pass has to compute: two operations for each multiply and add, of real tokens alone."""
 
     def __init__(self, backbone: Backbone) -> None:
         self.model = backbone.model
