@@ -118,6 +118,14 @@ SECONDARY = ("ntp", "moca", "contrastive-mean", "coma", "contrastive-causal", "m
 TUNED = ("ntp", "moca", "contrastive-mean", "coma", "contrastive-causal")
 """Arms whose rate is looked for after those of contrastive learning alone and of the layouts."""
 ARMS = (*COMPARED, *CONTROLS, *SECONDARY)
+TURNS = (
+    (COMPARED, SEEDS),
+    (CONTROLS, SEEDS[:8]),
+    (SECONDARY, SEEDS[:4]),
+    (CONTROLS, SEEDS[8:]),
+    (SECONDARY, SEEDS[4:8]),
+)
+"""Arms and their seeds in the order in which `run` takes them."""
 
 
 def phases_of(arm: str, rate: float, contrastive_rate: float, steps: int = STEPS) -> list[Phase]:
@@ -229,10 +237,7 @@ def run(lab: Lab) -> None:
 
     tasks = [
         ({"arm": arm, "seed": seed}, partial(tested, arm, seed))
-        for arms, seeds in (
-            *((COMPARED, SEEDS), (CONTROLS, SEEDS[:8]), (SECONDARY, SEEDS[:4])),
-            *((CONTROLS, SEEDS[8:]), (SECONDARY, SEEDS[4:8])),
-        )
+        for arms, seeds in TURNS
         for seed in seeds
         for arm in arms
     ]
