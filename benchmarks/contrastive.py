@@ -13,7 +13,7 @@ import argparse
 import rounds
 import torch
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
-from shapes import Operations, build_for, pairs_like_mmeb
+from shapes import Floor, build_for, pairs_like_mmeb
 
 from cocoa.account import peak_bytes
 from cocoa.checkpoint import as_sentence_transformer
@@ -61,7 +61,7 @@ def measure(args: argparse.Namespace) -> rounds.Measured:
             loss.backward()
             return loss.item()
 
-    work = Operations(backbone)
+    work = Floor(backbone)
     for row in encoded:
         for side in (row["query"], row["target"]):
             work.add_tokens(len(side["input_ids"]))

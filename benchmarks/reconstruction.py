@@ -11,7 +11,7 @@ import argparse
 
 import reference
 import rounds
-from shapes import Operations, bridge_samples, build_for
+from shapes import Floor, bridge_samples, build_for
 
 from cocoa.account import peak_bytes
 from cocoa.corruption import IGNORE_INDEX
@@ -48,7 +48,7 @@ def measure(args: argparse.Namespace) -> rounds.Measured:
             return loss.item()
 
     sizes = [(int(sample["eos_position"]), len(sample["input_ids"])) for sample in samples]
-    work = Operations(backbone)
+    work = Floor(backbone)
     work.add_tokens(sum(n for _, n in sizes))
     # A and B with EOS, and EOS itself
     work.add_scores(

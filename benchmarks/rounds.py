@@ -9,19 +9,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from shapes import ADAPTERS, SHAPES, Operations, matmul_rate, median_seconds
+from shapes import ADAPTERS, SHAPES, Floor, bandwidth, matmul_rate, median_seconds
 
 from cocoa.account import peak_bytes
 from cocoa.backbone import Backbone
 from cocoa.checkpoint import versions
 
 Measured = dict[str, float]
-"""`seconds` of a step, `memory` above the weights in MiB, `loss`, real `tokens`, the `floor` in seconds (the step's
-operations at the machine's `rate`), and that rate in GFLOP/s."""
+"""`seconds` of a step, `memory` above the weights in MiB, `loss`, real `tokens`; the step's `operations` and `bytes`,
+and how many of each the machine does in a second (`rate`, `bandwidth`), measured."""
 
 
 def measured(
-    step: Callable[[], float], work: Operations, backbone: Backbone, before: int, args: argparse.Namespace
+    step: Callable[[], float], work: Floor, backbone: Backbone, before: int, args: argparse.Namespace
 ) -> Measured:
     """What a path takes.
 
@@ -36,14 +36,16 @@ def measured(
     device = backbone.model.device
     loss = step()
     seconds = median_seconds(step, device, args.repeats)
-    peak, rate = peak_bytes(device), matmul_rate(device, backbone.model.dtype)
+    peak = peak_bytes(device)  # before the machine is measured
     return {
         "seconds": seconds,
         "memory": (peak - before) / 2**20,
         "loss": loss,
         "tokens": work.tokens,
-        "floor": (3 if args.adapters == "none" else 2) * work.forward / rate,
-        "rate": rate / 1e9,
+        "operations": (3 if args.adapters == "none" else 2) * work.forward,
+        "bytes": work.bytes(),
+        "rate": matmul_rate(device, backbone.model.dtype),
+        "bandwidth": bandwidth(device),
     }
 
 
@@ -74,10 +76,15 @@ def run(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace],
     if abs(ours["loss"] - theirs["loss"]) > 1e-2 * theirs["loss"]:
         raise SystemExit(f"the paths' losses differ: {ours['loss']:.4f} and {theirs['loss']:.4f}")
     print(", ".join(f"{name} {value}" for name, value in versions().items()))
-    print(f"{ours['tokens']:.0f} tokens a step; one large product: {ours['rate']:.0f} GFLOP/s")
+    print(f"one large product: {ours['rate'] / 1e9:.0f} GFLOP/s; one large copy: {ours['bandwidth'] / 1e9:.1f} GB/s")
+    computed, moved = ours["operations"] / ours["rate"], ours["bytes"] / ours["bandwidth"]
+    print(
+        f"{ours['tokens']:.0f} tokens a step: {ours['operations'] / 1e9:.0f} GFLOP, {computed:.2f} s at that rate; "
+        f"{ours['bytes'] / 1e9:.2f} GB, {moved:.2f} s"
+    )
     for path, each in (("ours", ours), ("reference", theirs)):
-        share = each["floor"] / each["seconds"]
-        told = f"{each['seconds']:6.2f} s a step, {each['memory']:7.0f} MiB above the weights, {share:.0%} of that rate"
+        share = each["operations"] / each["rate"] / each["seconds"]
+        told = f"{each['seconds']:6.2f} s a step, {each['memory']:7.0f} MiB above the weights, MFU {share:.0%}"
         print(f"{path:>9}: {told}")
     faster, memory = theirs["seconds"] / ours["seconds"], ours["memory"] / theirs["memory"]
     print(f"    ratio: {faster:.2f} x faster, {memory:.2f} x the memory")

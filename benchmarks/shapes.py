@@ -96,13 +96,25 @@ def build_for(args: argparse.Namespace) -> Backbone:
     return backbone
 
 
-class Operations:
-    """Counts what a forward pass has to compute: two operations for each multiply and add, of real tokens alone."""
+class Floor:
+    """Counts what a step has to compute and to move, of real tokens alone.
+
+    Operations are those of a forward pass, two for each multiply and add. Bytes are those of weights, read in the
+    forward and in the backward pass, and of gradients, written once; activations could stay where they are made.
+
+    Args:
+        backbone: that is trained, adapters in place.
+    """
 
     def __init__(self, backbone: Backbone) -> None:
         self.model = backbone.model
         self.forward = 0.0
         self.tokens = 0
+
+    def bytes(self) -> int:
+        """That a step moves."""
+        parameters = list(self.model.parameters())
+        return sum((3 if p.requires_grad else 2) * p.numel() * p.element_size() for p in parameters)
 
     def add_tokens(self, tokens: int) -> None:
         """Through the layers of the text model."""
@@ -196,6 +208,13 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> f
     """Measured operations a second of one large product: what the machine can do."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / median_seconds(lambda: a @ b, device, 5)
+
+
+def bandwidth(device: torch.device, size: int = 2**28) -> float:
+    """Measured bytes a second, read and written, of one large copy."""
+    source = torch.empty(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / median_seconds(lambda: target.copy_(source), device, 5)
 
 
 def median_seconds(run: Callable[[], object], device: torch.device, repeats: int) -> float:
