@@ -2,21 +2,26 @@
 
     python benchmarks/budget.py [--tflops 400] [--devices 8] [--image 256] [--text 60]
 
-For every stage: memory that does not depend on the batch, the most tokens that a pass may have on devices of 24, 80 and
-141 GB (8 % of it left free), and GPU-hours at the throughput that `--tflops` says. Every image takes `--image` tokens,
-every text `--text`; a pair has 1.3 images.
+For every stage: GB that do not depend on the batch, the most tokens that passes may have on devices of 24, 80 and 141
+GB (8 % of it left free; `x 3`: three passes are kept), and GPU-hours at the throughput that `--tflops` says, beside the
+floor: the same arithmetic with nothing computed twice. Every image takes `--image` tokens, every text `--text`; a pair
+has 1.3 images.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from shapes import SHAPES, build
 
+from cocoa.estimate import Estimate
 from cocoa.preview_cost import estimate_stage, stage_model
 from cocoa.preview_samples import Measured
 from cocoa.recipe import Recipe, load_recipe
@@ -55,32 +60,44 @@ def main() -> None:
     parser.add_argument("--image", type=int, default=256)
     parser.add_argument("--text", type=int, default=60)
     options = parser.parse_args()
-    fits = [f"tokens a pass, {capacity} GB" for capacity in CAPACITIES]
-    table = Table("recipe", "stage", "GB without activations", *fits, "GPU-hours")
-    for path in sorted(RECIPES.glob("*b.yaml")):
+    table = Table(
+        "recipe", "stage", "GB", *(f"{capacity} GB" for capacity in CAPACITIES), "GPU-hours", "floor", "ratio"
+    )
+    for path in track(sorted(RECIPES.glob("*b.yaml")), "counting"):
         recipe = load_recipe(path)
         for stage in recipe.stages:
-            backbone = build(SHAPES[shape_of(recipe)], torch.device("meta"))
-            args = recipe.arguments(stage, Path("unused"), use_cpu=True)
-            backbone.compression_tokens = getattr(args, "compression_tokens", None) or 0
-            model, measured = stage_model(recipe, backbone, args), lengths(stage.name, options.image, options.text)
-            steps = args.max_steps if args.max_steps > 0 else 0
-            rows = steps * args.batch_size or round(args.num_train_epochs * ROWS[stage.name])
-            known = (recipe, args, backbone, model, measured, rows, options.tflops, options.devices)
-            hours = estimate_stage(*known).hours * options.devices
-            total = {}
-            for args.tokens_per_pass in PASSES:
-                memory = estimate_stage(*known).memory
-                total[args.tokens_per_pass] = memory.total(bool(args.gradient_checkpointing)) / 1e9
-            most = [max((t for t, gb in total.items() if gb < USABLE * each), default=None) for each in CAPACITIES]
-            table.add_row(
-                path.stem,
-                stage.name,
-                f"{(memory.weights + memory.states) / 1e9:.1f}",
-                *("does not fit" if each is None else f"{each:,}" for each in most),
-                f"{hours:.0f}",
-            )
+            table.add_row(path.stem, stage.name, *stage_cells(recipe, stage, options))
     Console(width=150).print(table)
+
+
+def stage_cells(recipe: Recipe, stage: Any, options: argparse.Namespace) -> list[str]:
+    """What a stage takes, in cells of the table."""
+    backbone = build(SHAPES[shape_of(recipe)], torch.device("meta"))
+    args = recipe.arguments(stage, Path("unused"), use_cpu=True)
+    backbone.compression_tokens = getattr(args, "compression_tokens", None) or 0
+    model, measured = stage_model(recipe, backbone, args), lengths(stage.name, options.image, options.text)
+    rows = max(args.max_steps, 0) * args.batch_size or round(args.num_train_epochs * ROWS[stage.name])
+
+    def estimate(**changes: Any) -> Estimate:
+        changed = copy.copy(args)
+        for name, value in changes.items():
+            setattr(changed, name, value)
+        return estimate_stage(recipe, changed, backbone, model, measured, rows, options.tflops, options.devices)
+
+    taken = estimate()
+    floor = estimate(gradient_checkpointing=False, tokens_per_pass=10**9)
+    fits = []
+    for capacity in CAPACITIES:
+        cells = {}
+        for tokens in PASSES:
+            for kept in range(1, getattr(args, "passes_kept", 1) + 1):
+                memory = estimate(tokens_per_pass=tokens, passes_kept=kept).memory
+                if memory.total(taken.checkpointing) < USABLE * capacity * 1e9:
+                    cells[tokens * kept, tokens] = f"{tokens:,}" + (f" x {kept}" if kept > 1 else "")
+        fits.append(cells[max(cells)] if cells else "does not fit")
+    always = f"{(taken.memory.weights + taken.memory.states) / 1e9:.1f}"
+    hours = [each.hours * options.devices for each in (taken, floor)]
+    return [always, *fits, *(f"{each:.1f}" for each in hours), f"{hours[0] / hours[1]:.2f}"]
 
 
 if __name__ == "__main__":

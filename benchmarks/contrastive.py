@@ -42,7 +42,7 @@ def measure(args: argparse.Namespace) -> rounds.Measured:
         def step() -> float:
             passes = [{name: value.to(device) for name, value in row.items()} for row in batch["passes"]]
             loss_of = lambda vectors: info_nce(vectors[places], ids, TEMPERATURE)  # noqa: E731
-            loss = cached_loss(model, passes, loss_of)
+            loss = cached_loss(model, passes, loss_of, args.passes_kept)
             loss.backward()
             return loss.item()
 
@@ -74,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=32)
     parser.add_argument("--longest", type=int, default=256)
+    parser.add_argument("--passes-kept", type=int, default=1, help="of ours")
     parser.add_argument("--mini-batch-size", type=int, default=32, help="of the reference")
     rounds.run(parser, measure)
 

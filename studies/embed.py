@@ -24,7 +24,7 @@ def embed(backbone: Backbone, encoded: Sequence[dict[str, Tensor]]) -> Tensor:
         row = pack([encoded[place] for place in part], backbone)
         row = {name: value.to(backbone.model.device) for name, value in row.items()}
         with _last_layer_at(backbone, _pooled(backbone, row)):
-            vectors.append(model(**row))
+            vectors.append(model(row))
     return torch.cat(vectors)[torch.tensor([place for part in parts for place in part]).argsort()]
 
 

@@ -60,7 +60,7 @@ def gradients_of(model):
     return found
 
 
-def our_gradients(backbone, batch, mask_equal_targets=True):
+def our_gradients(backbone, batch, mask_equal_targets=True, kept=1):
     """The loss, the gradients by the backbone's names, and how often the model was asked."""
     model, asked = PackedEmbedder(backbone).train(), []
     model.register_forward_hook(lambda *_: asked.append(1))
@@ -68,6 +68,7 @@ def our_gradients(backbone, batch, mask_equal_targets=True):
         model,
         batch["passes"],
         lambda vectors: info_nce(vectors[batch["places"]], batch["ids"], TEMPERATURE, mask_equal_targets),
+        kept,
     )
     loss.backward()
     return loss.item(), gradients_of(backbone.model.model), len(asked)
@@ -134,7 +135,26 @@ def test_passes_that_are_embedded_twice_have_the_same_dropout(tiny_backbone, tmp
     for first, again in zip(seen[: passes - 1], seen[passes:], strict=True):
         torch.testing.assert_close(again, first)
     with torch.no_grad():
-        assert not torch.allclose(model(**batch["passes"][0]), seen[0])  # without it they would differ
+        assert not torch.allclose(model(batch["passes"][0]), seen[0])  # without it they would differ
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kept", [2, 100])
+def test_passes_that_are_kept_are_embedded_once(tiny_backbone, tmp_path, kept, checkpointing):
+    """With the same gradients; with checkpointing too, where a layer is computed again when its pass has its turn."""
+    backbone = tiny_backbone()
+    batch = batch_of(toy_pairs(6), backbone, arguments(ContrastiveArguments, tmp_path, tokens_per_pass=60))
+    loss, gradients, _ = our_gradients(backbone, batch)
+    if checkpointing:
+        backbone.model.activation_checkpointing_enable()
+    passes = []
+    backbone.model.model.register_forward_hook(lambda *_: passes.append(1))
+    again, same, _ = our_gradients(backbone, batch, kept=kept)
+    count = len(batch["passes"])
+    assert count > 2 and len(passes) == count + max(0, count - kept)
+    assert again == pytest.approx(loss) and same.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert torch.allclose(same[name], gradient, atol=1e-6, rtol=1e-5), name
 
 
 def test_equal_targets_change_the_loss_only_where_masked(tiny_backbone, tmp_path):

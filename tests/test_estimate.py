@@ -53,6 +53,14 @@ def test_memory_of_a_step_by_hand():
     assert memory.total(True) == 320 + 120 + inputs + layer + 1600
 
 
+def test_passes_that_are_kept_keep_their_own_inputs():
+    sizes = {"frozen": 90, "trained": 10, "frozen_bytes": 2, "element_bytes": 2, "tuning": "lora", "logits": 0}
+    one, three = (stage_memory([TEXT], rows_at_once=4, passes=passes, **sizes) for passes in (1, 3))
+    layer = 4 * 5 * (52 * 8 + 12 * 16)
+    assert three.activations == 3 * one.activations == 9 * layer
+    assert three.checkpointed - layer == 3 * (one.checkpointed - layer)
+
+
 def test_the_residual_stream_of_full_tuning_is_float32():
     memory = stage_memory(
         [TEXT], frozen=0, trained=100, frozen_bytes=4, element_bytes=2, tuning="full", rows_at_once=1, logits=0

@@ -316,6 +316,10 @@ def test_a_batch_that_fits_is_embedded_once(recipe, found, tmp_path, photo_data)
     once, twice = preview(whole).stages[CONTRASTIVE].estimate, found.stages[CONTRASTIVE].estimate
     assert once.rows_at_once == 8 * 3  # queries, targets and hard negatives stay in memory together
     assert once.flops < twice.flops
+    kept = make_recipe(recipe.backbone, tmp_path, photo_data / "MMEB-train", contrastive={"passes_kept": 100})
+    all_kept = preview(kept).stages[CONTRASTIVE].estimate
+    assert all_kept.flops == once.flops and all_kept.rows_at_once == twice.rows_at_once
+    assert all_kept.memory.activations > twice.memory.activations
 
 
 def test_a_stages_own_mistakes_are_named(recipe, tmp_path, photo_data):

@@ -35,9 +35,10 @@ def make_trainer(stage, backbone, folder, rows=20, **options):
         args = arguments(eos_bridge.EosBridgeArguments, folder, **options)
         return eos_bridge.build_trainer(backbone, content_rows(rows, True), args)
     pairs = toy_pairs(rows)
-    if stage == "mostly texts":  # so that a process may have no image in a batch
+    if stage.startswith("mostly texts"):  # so that a process may have no image in a batch
         pairs = [replace(pair, query=Side(text=f"{i}")) if i % 7 else pair for i, pair in enumerate(pairs)]
-    args = arguments(contrastive.ContrastiveArguments, folder, **{"tokens_per_pass": 100, **options})
+    known = {"tokens_per_pass": 100, "passes_kept": 100 if stage.endswith("kept") else 1}
+    args = arguments(contrastive.ContrastiveArguments, folder, **known | options)
     return contrastive.build_trainer(backbone, pairs, [], args)
 
 

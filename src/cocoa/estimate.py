@@ -152,6 +152,7 @@ def stage_memory(
     tuning: Tuning,
     rows_at_once: int,
     logits: float,
+    passes: int = 1,
 ) -> Memory:
     """Memory of a training step on one device.
 
@@ -166,6 +167,7 @@ def stage_memory(
         tuning: how the stacks are trained.
         rows_at_once: sequences in a forward pass, each taken to be as long as the longest.
         logits: entries of the logit matrix (hidden tokens x vocabulary); 0 without a head.
+        passes: forward passes that are kept at a time.
     """
     stream_bytes = TRAINED_BYTES if tuning == "full" else element_bytes
     activations = inputs = largest_layer = 0
@@ -175,8 +177,8 @@ def stage_memory(
             continue
         width, intermediate = stack.width, stack.intermediate
         one = activation_bytes(stack.layer, tokens, width, intermediate, tuning, element_bytes)
-        activations += stack.layers * one
-        inputs += stack.layers * tokens * width * stream_bytes
+        activations += passes * stack.layers * one
+        inputs += passes * stack.layers * tokens * width * stream_bytes
         largest_layer = max(largest_layer, one)
     return Memory(
         weights=weight_bytes(frozen, trained, frozen_bytes),

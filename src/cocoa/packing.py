@@ -6,7 +6,7 @@ No token is padding, so every one that is computed is real; attention is cut int
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -127,21 +127,13 @@ class PackedEmbedder(nn.Module):
         """Recompute the backbone's activations in the backward pass."""
         self.model.activation_checkpointing_enable(**kwargs)
 
-    def forward(
+    def forward(self, *rows: Mapping[str, Any]) -> Tensor:
+        """Embeddings of rows of `pack`, one row after the other: (B of all, D), pooled and normalised in float32."""
+        return torch.cat([self._embed(**row) for row in rows])
+
+    def _embed(
         self, input_ids: Tensor, position_ids: Tensor, attention: blocks.Layout, lengths: Tensor, **images: Tensor
     ) -> Tensor:
-        """Embeddings of a row of `pack`, pooled and normalised in float32.
-
-        Args:
-            input_ids: (1, N).
-            position_ids: (3, 1, N).
-            attention: who attends to whom.
-            lengths: (B,).
-            **images: as `final_states` takes them.
-
-        Returns:
-            (B, D), float32.
-        """
         states = final_states(self.model, self.pixels, input_ids, position_ids, attention, images)[0]
         if self.whole:
             vectors = torch.segment_reduce(states.float(), "mean", lengths=lengths)

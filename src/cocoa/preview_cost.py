@@ -5,6 +5,7 @@ The model is the one that training builds, on the meta device; the formulas are 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import NamedTuple
 
@@ -108,6 +109,7 @@ def estimate_stage(
         tuning=tuning,
         rows_at_once=rows,
         logits=min(rows * predicted * text.vocab_size, LOGITS_AT_ONCE),
+        passes=passes_kept(args, devices, rows),
     )
     checkpointing = bool(args.gradient_checkpointing)
     flops = stage_flops(stacks, pairs_seen, checkpointing, embedded_twice(args, devices, tokens))
@@ -129,14 +131,26 @@ def rows_of(args: StageArguments, devices: int) -> int:
     return args.batch_size // parts
 
 
+def sequences_of(args: StageArguments, devices: int) -> int:
+    """Sequences of a batch that go through a device in one step."""
+    columns = 2 + args.hard_negatives if isinstance(args, ContrastiveArguments) else 1
+    return rows_of(args, devices) * columns
+
+
 def rows_at_once(args: StageArguments, devices: int, longest: int) -> int:
     """Sequences in a device's pass, were all as long as the longest."""
-    columns = 2 + args.hard_negatives if isinstance(args, ContrastiveArguments) else 1
-    return max(1, min(rows_of(args, devices) * columns, args.tokens_per_pass // longest))
+    return max(1, min(sequences_of(args, devices), args.tokens_per_pass // longest))
+
+
+def passes_kept(args: StageArguments, devices: int, rows: int) -> int:
+    """Passes of so many sequences whose activations are in memory at a time."""
+    if not isinstance(args, ContrastiveArguments):
+        return 1
+    return min(args.passes_kept, math.ceil(sequences_of(args, devices) / rows))
 
 
 def embedded_twice(args: StageArguments, devices: int, tokens: float) -> float:
-    """Share of a batch that GradCache embeds twice: all but its last pass.
+    """Share of a batch that GradCache embeds twice: all but the passes that are kept.
 
     Args:
         args: of the stage.
@@ -145,7 +159,7 @@ def embedded_twice(args: StageArguments, devices: int, tokens: float) -> float:
     """
     if not isinstance(args, ContrastiveArguments):
         return 0.0
-    return max(0.0, 1 - args.tokens_per_pass / (rows_of(args, devices) * tokens))
+    return max(0.0, 1 - args.passes_kept * args.tokens_per_pass / (rows_of(args, devices) * tokens))
 
 
 class Shape(NamedTuple):

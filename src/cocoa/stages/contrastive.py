@@ -1,8 +1,8 @@
 """Stage 3, contrastive learning on the embedding: InfoNCE from query to target with all others of the batch.
 
 A batch is embedded in passes of packed rows (GradCache: first all embeddings without gradients, then the loss, then
-every pass again with the gradient of its own embeddings), the last pass once: a batch that fits into one is embedded
-once. Gradients equal those of sentence-transformers' cached loss; beyond it, equal targets are no negatives (by
+every pass again with the gradient of its own embeddings), the last ones once: a batch whose activations fit into memory
+is embedded once. Gradients equal those of sentence-transformers' cached loss; beyond it, equal targets are no negatives (by
 option).
 """
 
@@ -56,6 +56,8 @@ class ContrastiveArguments(StageArguments):
         dataset_sampling: `proportional` to the rows of each data set, or `uniform`, where each run of
             `sub_batch_size` rows is of any data set with equal probability (CoMa).
         hard_negatives: how many of a row's own negatives to use, 0 for none.
+        passes_kept: so many passes of a batch keep their activations until the loss is known and are embedded once, the
+            others twice. With gradient checkpointing a pass that is kept takes its layers' inputs alone.
     """
 
     batch_size: int = 256
@@ -67,6 +69,7 @@ class ContrastiveArguments(StageArguments):
     compression_tokens: int | None = None
     dataset_sampling: DatasetSampling = "proportional"
     hard_negatives: int = 0
+    passes_kept: int = 1
     eval_strategy: str = "steps"
     eval_steps: float | None = 0.25
 
@@ -74,6 +77,7 @@ class ContrastiveArguments(StageArguments):
         super().__post_init__()
         check_range("temperature", self.temperature, 0)
         check_range("sub_batch_size", self.sub_batch_size, 0)
+        check_range("passes_kept", self.passes_kept, 0)
         if self.batch_size % self.sub_batch_size:
             raise CocoaError(f"batch_size {self.batch_size} does not divide by sub_batch_size {self.sub_batch_size}")
         if self.gradient_accumulation_steps != 1:
@@ -176,39 +180,41 @@ def cached_loss(
     model: nn.Module,
     passes: Sequence[dict[str, Any]],
     loss_of: Callable[[Tensor], Tensor],
+    kept: int = 1,
     backward: Callable[[Tensor], None] = Tensor.backward,
     alone: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor:
-    """GradCache: a loss over the embeddings of all passes, with the activations of one pass at a time.
+    """GradCache: a loss over the embeddings of all passes, with the activations of a few at a time.
 
     Args:
-        model: embeds a pass.
-        passes: the last one is embedded once, the others twice, with the same dropout.
+        model: embeds passes.
+        passes: the last ones are embedded once, the others twice, with the same dropout.
         loss_of: all embeddings, pass after pass, to the loss.
+        kept: how many are embedded once.
         backward: adds the gradients of a scalar.
         alone: within it a pass does not exchange its gradients with other devices.
 
     Returns:
-        The loss; the gradients of all passes but one are there by now, and its backward pass adds those.
+        The loss; most gradients are there by now, and its backward pass adds what is left.
     """
-    *first, last = passes
+    first, last = passes[:-kept], passes[-kept:]
     vectors, chances = [], []
     for row in first:
         chances.append(RandContext(row["input_ids"]))
         with torch.no_grad():
-            vectors.append(model(**row))
+            vectors.append(model(row))
     with alone() if first else nullcontext():
-        kept = model(**last)
-    leaves = [each.detach().requires_grad_() for each in (*vectors, kept)]
+        once = model(*last)  # in one call, so that devices exchange the gradients of all of them
+    leaves = [each.detach().requires_grad_() for each in (*vectors, once)]
     loss = loss_of(torch.cat(leaves))
     loss.backward()
     *gradients, gradient = [leaf.grad for leaf in leaves]
-    rest = (kept * gradient).sum()
+    rest = (once * gradient).sum()
     for number, (row, chance, gradient) in enumerate(zip(first, chances, gradients, strict=True), 1):
         with alone():
             backward(rest)
         with chance, nullcontext() if number == len(first) else alone():
-            rest = (model(**row) * gradient).sum()
+            rest = (model(row) * gradient).sum()
     return rest + (loss - rest).detach()
 
 
@@ -249,7 +255,8 @@ class ContrastiveTrainer(StageTrainer):
             return info_nce(vectors[inputs["places"]], inputs["ids"], args.temperature, args.mask_equal_targets)
 
         alone = partial(self.accelerator.no_sync, model)
-        loss = cached_loss(model, inputs["passes"], loss_of, self.accelerator.backward, alone)
+        kept, backward = self.args.passes_kept, self.accelerator.backward
+        loss = cached_loss(model, inputs["passes"], loss_of, kept, backward, alone)
         return (loss, {}) if return_outputs else loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
