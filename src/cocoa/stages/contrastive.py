@@ -1,9 +1,9 @@
 """Stage 3, contrastive learning on the embedding: InfoNCE from query to target with all others of the batch.
 
 A batch is embedded in passes of packed rows (GradCache: first all embeddings without gradients, then the loss, then
-every pass again with the gradient of its own embeddings), the last ones once: a batch whose activations fit into memory
-is embedded once. Gradients equal those of sentence-transformers' cached loss; beyond it, equal targets are no negatives (by
-option).
+every pass again with the gradient of its own embeddings), the last ones once: a batch whose activations fit into
+memory is embedded once. Gradients equal those of sentence-transformers' cached loss; beyond it, equal targets are no
+negatives (by option).
 """
 
 from __future__ import annotations
