@@ -1,6 +1,6 @@
 """`python studies/mmeb_hours.py`: the hours that studies/mmeb.sh takes, counted, not measured.
 
-Operations of Qwen2-VL-2B by `cocoa.estimate` (adapters on text model and tower, gradient checkpointing, GradCache), at
+Operations of Qwen2-VL-2B by `cocoa.estimate` (adapters on text model and tower, gradient checkpointing), at
 the throughput that `--tflops` says. `cocoa preview RECIPE data.train=...` counts the same on the data itself.
 """
 
@@ -19,11 +19,11 @@ IMAGES_A_PAIR = 1.3
 BRIDGE_ROWS = 280_000
 """Of stage 2: 15 sets of the table in docs/method.md, at most 20,000 rows of each."""
 STAGES = {
-    "1 joint reconstruction": (3000 * 128, 1.0, False),
-    "2 EOS-bridge": (2 * BRIDGE_ROWS, 1.0, False),
-    "3 contrastive": (2000 * 1024, IMAGES_A_PAIR, True),
+    "1 joint reconstruction": (3000 * 128, 1.0, HEAD),
+    "2 EOS-bridge": (2 * BRIDGE_ROWS, 1.0, HEAD),
+    "3 contrastive": (2000 * 1024, IMAGES_A_PAIR, 0),
 }
-"""Rows seen, images of each, and whether GradCache takes a forward pass more."""
+"""Rows seen, images of each, and parameters of the head."""
 RUNS = {"contrastive only": ("3",), "full": ("2", "3"), "published": ("1", "2", "3"), "strict": ("2", "3")}
 """Stages that each run trains: `full` and `strict` begin with the first stage of `published`."""
 
@@ -31,14 +31,14 @@ RUNS = {"contrastive only": ("3",), "full": ("2", "3"), "published": ("1", "2", 
 def stage_hours(tflops: float = 400.0, devices: int = 8) -> dict[str, float]:
     """Hours of each stage."""
     taken = {}
-    for stage, (rows, images, cached) in STAGES.items():
+    for stage, (rows, images, head) in STAGES.items():
         tokens = images * IMAGE + WORDS
         stacks = [
             Stack("text", 28, 1536, 8960, 0, TEXT, tokens, 4096),
             Stack("qwen2_vl", 32, 1280, 5120, 0, TOWER, 4 * images * IMAGE, 4096),
-            Stack("text", 0, 1536, 8960, 0, 0 if cached else HEAD, 0.5 * WORDS, 4096),
+            Stack("text", 0, 1536, 8960, 0, head, 0.5 * WORDS, 4096),
         ]
-        taken[stage] = hours(stage_flops(stacks, rows, True, cached), tflops, devices)
+        taken[stage] = hours(stage_flops(stacks, rows, True, 0.0), tflops, devices)
     return taken
 
 
