@@ -60,7 +60,7 @@ SIZE_SEED, TUNING_SEED = 101, 102
 SEEDS = tuple(range(1, 17))
 RATES = (6e-4, 1.2e-3, 3e-4)
 CONTRASTIVE_RATES = (1e-3, 5e-4, 2e-3)
-BEYOND_THE_EDGE = {"published": (1.5e-4,), "full": (1.5e-4,)}
+BEYOND_THE_EDGE = {"published": (1.5e-4,), "full": (1.5e-4,), "coma": (2.4e-3,)}
 """A fourth rate of an arm, because the best of its three was at their edge."""
 BRIDGE_STEPS = 1000
 """Of 16 samples; with stage 1's 40 steps of 64 that is 1160 steps of 16."""
