@@ -22,10 +22,15 @@ SERIES = {
     "reconstruction, samples of up to 300 tokens": (
         "reconstruction",
         "--samples",
-        (4, 8, 16, 32),
+        (2, 4, 8, 16),
         ("--longest", "300"),
     ),
-    "reconstruction, tokens of the longest of 8": ("reconstruction", "--longest", (150, 300, 600, 1200), ()),
+    "reconstruction, tokens of the longest of 4": (
+        "reconstruction",
+        "--longest",
+        (100, 200, 400, 800),
+        ("--samples", "4"),
+    ),
     "contrastive, pairs with up to 100 image tokens": ("contrastive", "--pairs", (8, 16, 32, 64), ("--longest", "100")),
 }
 COLOURS = {"ours": "#1f77b4", "reference": "#999999"}
