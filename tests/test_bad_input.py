@@ -197,6 +197,7 @@ def test_an_empty_text_is_no_input(checkpoint, tmp_path):
         evaluate(checkpoint, tmp_path / "data", tmp_path / "scores")
 
 
+@pytest.mark.slow
 def test_a_million_characters_are_shortened_and_counted(checkpoint, embedder, tmp_path):
     long = "the cat looks at a red cup " * 40_000
     write_eval(tmp_path / "data", "mine", (long, "", ["a cat", "a dog"], ["", ""]))

@@ -142,7 +142,7 @@ def test_what_the_mini_backbone_says_is_true(whole: Path, scenes: tuple[Path, di
 # ---------------------------------------------------------------------------------------------- stopped and resumed
 
 
-@pytest.mark.parametrize("calls", [1, 7, 13])
+@pytest.mark.parametrize("calls", [7, *(pytest.param(each, marks=pytest.mark.slow) for each in (1, 13))])
 def test_a_run_that_was_killed_ends_as_one_that_was_not(
     whole: Path, scenes: tuple[Path, dict[str, Scene]], engine: Engine, tmp_path: Path, calls: int
 ) -> None:

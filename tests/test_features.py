@@ -7,7 +7,14 @@ from test_training import distance, make_trainer, weights
 from cocoa.adapters import Lora, add_adapters
 
 
-@pytest.mark.parametrize("stage", ["eos_bridge", "compression", "contrastive", "matching"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "eos_bridge",
+        "contrastive",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("compression", "matching")),
+    ],
+)
 def test_cached_features_train_what_pixels_train(tiny_backbone, tmp_path, stage):
     trained, seen = [], []
     for cached in (False, True):

@@ -30,6 +30,7 @@ def run(model, tasks):
     return found
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_ours_scores_the_same_by_both(tiny_backbone, photo_data, tmp_path):
     save_checkpoint(tiny_backbone(), tmp_path / "final", {"rows": {"OK-VQA": 8, "ImageNet_1K": 3, "mine": 1}})
     data = photo_data / "MMEB-eval"
@@ -52,6 +53,7 @@ def test_a_checkpoint_runs_on_every_kind_of_text_and_image_task(tiny_backbone, t
     assert {"MockSTSTask", "MockInstructionRetrieval", "MockZeroShotClassification"} <= ran and len(ran) > 40
 
 
+@pytest.mark.slow
 def test_a_model_of_others_scores_the_same_by_both(foreign_path, photo_data, tmp_path):
     """By mteb's own wrapper, which knows nothing of us: mean pooling, another chat template."""
     data = photo_data / "MMEB-eval"

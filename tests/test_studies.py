@@ -115,12 +115,14 @@ def test_features_stand_for_pixels(lab, rows):
             assert (weight - theirs[name]).abs().mean() < 0.02 * (weight - before[name]).abs().mean()
 
 
+@pytest.mark.slow
 def test_hits_of_two_folders_stand_one_behind_the_other(lab):
     backbone = load_backbone("mini-qwen2-vl", ImageBudget((1, 16)), attention="causal")
     once, twice = (lab.hits(backbone, "validation", folders) for folders in (("scenes",), ("scenes", "scenes")))
     assert all(np.array_equal(twice[name], np.tile(own, 2)) for name, own in once.items())
 
 
+@pytest.mark.slow
 def test_hits_are_those_of_the_evaluator(lab):
     backbone = load_backbone("mini-qwen2-vl", ImageBudget((1, 16)), attention="causal")
     theirs = evaluate("mini-qwen2-vl", lab.folder / "scenes/MMEB-eval", lab.folder / "scores", split="validation")
@@ -487,6 +489,7 @@ def test_the_best_bridge_is_confirmed_if_it_is_two_points_better(tmp_path, monke
     assert beyond.chosen() == ["strict"]
 
 
+@pytest.mark.slow
 def test_the_page_has_the_tables_of_the_files():
     page = report.PAGE.read_text(encoding="utf-8")
     assert report.written(page) == page

@@ -21,6 +21,8 @@ from cocoa.stages.training import StageArguments, StageTrainer, last_checkpoint,
 
 STAGES = ["joint_reconstruction", "eos_bridge", "compression", "contrastive", "matching"]
 """`matching` is the contrastive stage on compression tokens."""
+QUICK = ("eos_bridge", "contrastive")
+"""Stages whose longer tests run without the slow ones."""
 
 
 def make_trainer(stage, backbone, folder, rows=20, **options):
@@ -214,7 +216,9 @@ class KillAt(TrainerCallback):
 
 
 @pytest.mark.parametrize("tuning", [pytest.param("full", marks=pytest.mark.slow), "dora"])
-@pytest.mark.parametrize("stage", [*STAGES[:-1], pytest.param("matching", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "stage", [stage if stage in QUICK else pytest.param(stage, marks=pytest.mark.slow) for stage in STAGES]
+)
 def test_killed_and_resumed_equals_uninterrupted(tiny_backbone, tmp_path, stage, tuning):
     """Bit for bit, over an epoch's end, with dropout and (where allowed) accumulation."""
     options = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "weight_decay": 0.1}
