@@ -31,7 +31,7 @@ SERIES = {
         (100, 200, 400, 800),
         ("--samples", "4"),
     ),
-    "contrastive, pairs with up to 100 image tokens": ("contrastive", "--pairs", (8, 16, 32, 64), ("--longest", "100")),
+    "contrastive, pairs of up to 100 tokens": ("contrastive", "--pairs", (8, 16, 32, 64), ("--longest", "100")),
 }
 COLOURS = {"ours": "#1f77b4", "reference": "#999999"}
 

@@ -60,6 +60,7 @@ def run(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace],
     parser.add_argument("--adapters", choices=ADAPTERS, default="none", help="none trains all weights")
     parser.add_argument("--tokens-per-pass", type=int, default=16_384, help="of ours")
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the text model's layers")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--path", choices=("ours", "reference"), help="measure one, and print JSON")

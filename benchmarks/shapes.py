@@ -93,6 +93,9 @@ def build_for(args: argparse.Namespace) -> Backbone:
         add_adapters(backbone.model, lora, [])
     if args.checkpointing:
         backbone.model.activation_checkpointing_enable()
+    if args.compile:
+        for layer in backbone.model.model.language_model.layers:
+            layer.compile(dynamic=True)
     return backbone
 
 
