@@ -86,15 +86,17 @@ def stage_cells(recipe: Recipe, stage: Any, options: argparse.Namespace) -> list
 
     taken = estimate()
     floor = estimate(gradient_checkpointing=False, tokens_per_pass=10**9)
+    most_kept = getattr(args, "passes_kept", 1)
+    sizes = {
+        (tokens, kept): estimate(tokens_per_pass=tokens, passes_kept=kept).memory.total(taken.checkpointing)
+        for tokens in PASSES
+        for kept in range(1, most_kept + 1)
+    }
     fits = []
     for capacity in CAPACITIES:
-        cells = {}
-        for tokens in PASSES:
-            for kept in range(1, getattr(args, "passes_kept", 1) + 1):
-                memory = estimate(tokens_per_pass=tokens, passes_kept=kept).memory
-                if memory.total(taken.checkpointing) < USABLE * capacity * 1e9:
-                    cells[tokens * kept, tokens] = f"{tokens:,}" + (f" x {kept}" if kept > 1 else "")
-        fits.append(cells[max(cells)] if cells else "does not fit")
+        fitting = [each for each, size in sizes.items() if size < USABLE * capacity * 1e9]
+        tokens, kept = max(fitting, key=lambda each: (each[0] * each[1], each[0]), default=(0, 0))
+        fits.append(f"{tokens:,}" + (f" x {kept}" if kept > 1 else "") if tokens else "does not fit")
     always = f"{(taken.memory.weights + taken.memory.states) / 1e9:.1f}"
     hours = [each.hours * options.devices for each in (taken, floor)]
     return [always, *fits, *(f"{each:.1f}" for each in hours), f"{hours[0] / hours[1]:.2f}"]
