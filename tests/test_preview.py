@@ -427,6 +427,7 @@ def test_what_does_not_print_is_made_visible():
 # ------------------------------------------------------------------------------------------------- compression
 
 
+@pytest.mark.slow
 def test_a_dialogue_is_shown_behind_its_compression_tokens(tiny_backbone_path, photo_data, photo_dialogues, tmp_path):
     """The second stage takes over the form that the first one would leave."""
     content = short_recipe(tiny_backbone_path(), photo_data, tmp_path / "run", "dora")

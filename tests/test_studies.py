@@ -84,6 +84,7 @@ def test_the_lab_trains_what_the_pipeline_trains(lab, tmp_path):
     assert all(torch.equal(again[name], ours[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_a_form_outlives_the_phases_that_have_none(lab):
     compression = Phase("compression", {"compression_tokens": 8, "max_steps": 1, "batch_size": 8}, dialogues=True)
     matching = Phase("contrastive", {"max_steps": 1, "batch_size": 8})
@@ -91,6 +92,7 @@ def test_a_form_outlives_the_phases_that_have_none(lab):
     assert backbone.form == ("causal", "compression", 8)
 
 
+@pytest.mark.slow
 def test_features_stand_for_pixels(lab, rows):
     """A frozen tower sees a picture once; embeddings are the same, and so is what is trained, but for the tower."""
     start, phase = (
@@ -154,6 +156,7 @@ def test_two_backbones_have_their_own_features(lab):
     assert torch.equal(found, alone.embed_sides(alone.load(Start("mini-qwen2.5-vl", 8, 5)), sides, "here"))
 
 
+@pytest.mark.slow
 def test_adapters_start_from_the_seed(lab):
     """Whatever was drawn before; and weights behind a phase with adapters can be kept."""
     phase = replace(PHASES[1].having(max_steps=1, warmup_steps=0), lora=replace(factors.ADAPTERS, dropout=0.0))
