@@ -41,8 +41,8 @@ from cocoa.pairs import ContentPair, Pair, Side, content_pairs, limit_rows
 from cocoa.recipe import STAGES
 from cocoa.scenes.write import write_scenes
 from cocoa.sources import DataConfig, load_pairs
+from cocoa.stages.arguments import StageArguments
 from cocoa.stages.contrastive import ContrastiveArguments
-from cocoa.stages.training import StageArguments
 
 IMAGES = ImageBudget((1, 16))
 MORE_TESTS = ("more-scenes-1", "more-scenes-2")

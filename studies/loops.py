@@ -22,11 +22,12 @@ from cocoa.pairs import ContentPair, Pair, Side
 from cocoa.recipe import STAGES
 from cocoa.reconstruction import PatchDecoder
 from cocoa.stages import compression, eos_bridge, joint_reconstruction
+from cocoa.stages.arguments import StageArguments
 from cocoa.stages.contrastive import ContrastiveArguments, info_nce
 from cocoa.stages.eos_bridge import EosBridgeArguments
 from cocoa.stages.reconstruction import Prediction, Reconstructor
 from cocoa.stages.sampling import GlobalBatchSampler
-from cocoa.stages.training import StageArguments, trainable
+from cocoa.stages.training import trainable
 
 OBJECTIVES: dict[str, Callable[[Backbone], Reconstructor]] = {
     "final": FinalState,

@@ -52,7 +52,7 @@ def draw_deciding(path: Path) -> None:
     axis.set_yticks(range(len(found)), [f"{name} ({each.seeds} seeds)" for name, each in reversed(found.items())])
     axis.axvline(0, color="#888", linewidth=0.8)
     axis.axvspan(-SMALLEST, SMALLEST, color="#eee", zorder=0)
-    axis.set_xlabel("points of hit@1 (95 % and 90 %); grey: too little to matter")
+    axis.set_xlabel("points of hit@1 (95, 90 %); grey: too few to matter")
     _save(figure, path)
 
 

@@ -82,6 +82,35 @@ def test_two_processes_resume_in_a_later_epoch(tiny_backbone_path, tmp_path):
     assert distance(whole, load_file(folder / "trained.safetensors")) == 0
 
 
+@pytest.mark.parametrize("stage", ["eos_bridge", "contrastive"])
+def test_a_run_goes_on_with_another_number_of_processes(tiny_backbone_path, tmp_path, stage):
+    """Begun by one, ended by two, in a later epoch: the same rows, so the weights of a run by one process."""
+    backbone = tiny_backbone_path()
+    folder = train(1, [stage], backbone, tmp_path, save_at=3)[stage]
+    whole, start = (load_file(folder / f"{name}.safetensors") for name in ("trained", "start"))
+    shutil.rmtree(folder / "trainer" / "checkpoint-6")
+    train(2, [stage], backbone, tmp_path, save_at=3)
+    assert json.loads((folder / "account.json").read_text())["device"] == "cpu, then 2 x cpu"
+    assert distance(whole, load_file(folder / "trained.safetensors")) < 1e-3 * distance(whole, start)
+
+
+def test_four_processes_equal_one(trained, tiny_backbone_path, tmp_path):
+    stages = ["joint_reconstruction", "eos_bridge", "contrastive"]
+    for stage, folder in train(4, stages, tiny_backbone_path(), tmp_path / "4").items():
+        one, four = (load_file(where / "trained.safetensors") for where in (trained[1][stage], folder))
+        assert distance(one, four) < 1e-3 * distance(one, load_file(folder / "start.safetensors"))
+
+
+def test_a_fault_of_one_process_ends_both(tiny_backbone_path, tmp_path):
+    """SIGTERM and a loss that is no number: both processes say so, with the last good step on disk."""
+    launch(2, Path(__file__).parent / "distributed_faults.py", tiny_backbone_path(), tmp_path)
+    met = {"stop": "exit 143", "no_number": "step 3: the loss is not finite; its "}
+    for stage in ("eos_bridge", "contrastive"):
+        for fault, what in met.items():
+            both = [(tmp_path / stage / fault / f"process-{process}").read_text() for process in (0, 1)]
+            assert both == [f"{what}, checkpoint-2"] * 2
+
+
 def test_two_processes_score_as_one_and_share_the_work(tiny_backbone_path, photo_data, tmp_path):
     command = [tiny_backbone_path(), "--data", photo_data / "MMEB-eval", "--batch-size", "2"]
     found = {}

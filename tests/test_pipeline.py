@@ -195,7 +195,7 @@ def test_the_folder_appears_only_when_whole(recipe, tmp_path, monkeypatch, sched
         raise OSError("no space left on device")
 
     monkeypatch.setattr(pipeline, "save_checkpoint", fail)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(CocoaError, match=r"final.partial: cannot be written \(no space left"):
         train(recipe)
     assert not (recipe.output_dir / "final").exists()
     monkeypatch.setattr(pipeline, "save_checkpoint", save)
@@ -216,20 +216,49 @@ def test_another_recipe_in_the_same_folder_is_a_mistake(recipe, tiny_backbone_pa
     train(recipe)
     monkeypatch.setattr(pipeline, "run_stage", lambda *args: pytest.fail("trained before it looked"))
     other = {**content, "stages": content["stages"][1:2], "seed": 6}
-    for mistaken in (other, content):  # another seed; more stages before the one that is there
-        with pytest.raises(CocoaError, match="final was made by another recipe; choose a new one"):
+    changes = r"final: made by another recipe \(seed: 6 \(was 5\)\); choose a new output_dir, or .*--accept-changes"
+    more = r"final: made by another recipe \(.*, and \d+ more\)"
+    for mistaken, message in ((other, changes), (content, more)):  # another seed; more stages before the one there
+        with pytest.raises(CocoaError, match=message):
             train(parse_recipe(mistaken))
     monkeypatch.undo()
     (recipe.output_dir / "final").rename(recipe.output_dir / "moved")
     trainer = recipe.output_dir / "trainer" / "1-eos_bridge"
     trainer.mkdir(parents=True)
-    (trainer / "fingerprint").write_text(recipe.fingerprint(1))
+    (trainer / "settings.json").write_text(json.dumps(recipe.settings(1)))
     (trainer / "checkpoint-1").mkdir()
     (trainer / "checkpoint-1" / "complete").touch()
-    with pytest.raises(CocoaError, match="a run of another recipe was stopped here"):
+    with pytest.raises(CocoaError, match=r"1-eos_bridge: made by another recipe \(seed: 6 \(was 5\)\)"):
         train(parse_recipe(other))
     shutil.rmtree(trainer / "checkpoint-1")  # stopped before its first checkpoint: there is nothing to lose
     assert train(parse_recipe(other)).is_dir()
+
+
+def test_a_changed_recipe_goes_on_where_that_is_asked_for(recipe, tiny_backbone_path, photo_data, caplog):
+    """A stage that was stopped goes on from its checkpoint with the new learning rate; what is done stays."""
+    content = short_recipe(tiny_backbone_path(), photo_data, recipe.output_dir)
+    content["stages"] = content["stages"][1:2]
+    content["stages"][0]["eos_bridge"] |= {"max_steps": 3, "save_steps": 1}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pipeline, "_finish", interrupt)
+        with pytest.raises(InterruptedError):
+            train(parse_recipe(content))
+    shutil.rmtree(recipe.output_dir / "trainer" / "1-eos_bridge" / "checkpoint-3")
+    content["stages"][0]["eos_bridge"]["learning_rate"] = 5e-4
+    with pytest.raises(CocoaError, match=r"stages.0.eos_bridge.learning_rate: 0.0005 \(was 0.001\)"):
+        train(parse_recipe(content))
+    final = train(parse_recipe(content), accept_changes=True)
+    log = json.loads((final / "training_log.json").read_text())
+    rates = [entry["learning_rate"] for entry in log if "learning_rate" in entry]
+    assert "going on, though the recipe has changed" in caplog.text
+    assert rates == pytest.approx([0, 1e-3, 2.5e-4])  # a step of warm-up, then down to 0 after three
+    before = files(final)
+    content["stages"][0]["eos_bridge"]["learning_rate"] = 1e-4
+    assert files(train(parse_recipe(content), accept_changes=True)) == before
+
+
+def interrupt(*args):
+    raise InterruptedError
 
 
 def test_a_mistake_in_a_later_stage_is_found_before_the_first_is_trained(recipe, monkeypatch):

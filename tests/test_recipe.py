@@ -257,7 +257,9 @@ def test_the_fingerprint_changes_from_the_stage_on_that_a_change_reaches(path, v
 
 def test_the_fingerprint_does_not_change_with_what_changes_no_number():
     quiet = {"report_to": "none", "logging_steps": 3, "save_steps": 7, "save_total_limit": 1, "run_name": "again"}
-    content = changed("stages.1", {"eos_bridge": {**quiet, "dataloader_num_workers": 4}})
+    forgiving = {"on_nonfinite": "skip"}
+    content = changed("stages.1", {"eos_bridge": {**quiet, **forgiving, "dataloader_num_workers": 4}})
     content["output_dir"] = "elsewhere"
+    content["data"] |= {"on_bad_row": "skip", "max_bad_share": 0.2}
     assert parse_recipe(content).fingerprint(3) == parse_recipe(CONTENT).fingerprint(3)
     assert len({parse_recipe(CONTENT).fingerprint(n) for n in (1, 2, 3)}) == 3

@@ -87,3 +87,18 @@ def test_a_mistake_in_it_is_told(tiny_backbone, data, text, message):
         path.write_text(text)
     with pytest.raises(CocoaError, match=message):
         read(tiny_backbone(), data, validation=str(path))
+
+
+@pytest.mark.parametrize("stage", ["contrastive", "eos_bridge"])
+def test_rows_without_their_image_are_an_error_or_left_out(tiny_backbone, data, stage):
+    for i in (3, 11):
+        (data / f"{i}.png").unlink()
+    backbone = tiny_backbone()
+    with pytest.raises(CocoaError, match=r"3\.png: no such image file .*row 4\); 2 files are missing"):
+        read(backbone, data, stage, validation_rows=0)
+    with pytest.raises(CocoaError, match=r"2 of 20 rows lack an image, more than data.max_bad_share 0.05 .*3\.png"):
+        read(backbone, data, stage, validation_rows=0, on_bad_row="skip", max_bad_share=0.05)
+    found = read(backbone, data, stage, validation_rows=0, on_bad_row="skip", max_bad_share=0.1)
+    kept = [row.row for row in found.rows or found.pairs]
+    assert kept == [i for i in range(1, 21) if i not in (4, 12)]
+    assert found.left_out["train"]["an image is missing"] == 2

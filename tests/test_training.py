@@ -15,9 +15,10 @@ from cocoa.embedding import Embedder
 from cocoa.errors import CocoaError
 from cocoa.pairs import Side
 from cocoa.stages import compression, contrastive, eos_bridge, joint_reconstruction
+from cocoa.stages.arguments import StageArguments
 from cocoa.stages.reconstruction import ReconstructionTrainer
 from cocoa.stages.sampling import GlobalBatchSampler
-from cocoa.stages.training import StageArguments, StageTrainer, last_checkpoint, trainable
+from cocoa.stages.training import StageTrainer, last_checkpoint, trainable
 
 STAGES = ["joint_reconstruction", "eos_bridge", "compression", "contrastive", "matching"]
 """`matching` is the contrastive stage on compression tokens."""
@@ -361,6 +362,8 @@ def test_a_finished_training_takes_no_step_when_started_again(tiny_backbone, tmp
             "text_objective 'ntp': choose mntp",
         ),
         (eos_bridge.EosBridgeArguments, {"layout": "loose"}, "layout 'loose': choose one of published, strict"),
+        (eos_bridge.EosBridgeArguments, {"on_nonfinite": "ignore"}, "on_nonfinite 'ignore': choose error or skip"),
+        (eos_bridge.EosBridgeArguments, {"max_bad_share": 2.0}, "max_bad_share: 2.0 must be above 0 and at most 1"),
         (eos_bridge.EosBridgeArguments, {"save_only_model": True}, "would make a restart inexact"),
         (eos_bridge.EosBridgeArguments, {"fsdp": True}, "FSDP and DeepSpeed are not supported yet"),
     ],
@@ -373,7 +376,12 @@ def test_values_out_of_range_are_mistakes(tmp_path, cls, options, message):
 @pytest.mark.parametrize(
     ("parent", "child", "names"),
     [
-        (Trainer, StageTrainer, ["get_train_dataloader", "_save", "_load_from_checkpoint", "_save_checkpoint"]),
+        (Trainer, StageTrainer, ["get_train_dataloader", "get_batch_samples", "training_step", "log"]),
+        (
+            Trainer,
+            StageTrainer,
+            ["_save", "_load_from_checkpoint", "_load_optimizer_and_scheduler", "_save_checkpoint"],
+        ),
         (Trainer, ReconstructionTrainer, ["_get_num_items_in_batch", "compute_loss", "log"]),
         (Trainer, contrastive.ContrastiveTrainer, ["compute_loss", "evaluate"]),
         (Transformer, Transformer, ["_load_model"]),

@@ -8,6 +8,9 @@ needs `cocoa` or `trust_remote_code`.
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +19,7 @@ import sentence_transformers
 import torch
 import transformers
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.module import Module
 from sentence_transformers.base.modules.transformer import Transformer
@@ -213,3 +217,23 @@ def _save_side_files(backbone: Backbone, folder: Path) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON to be read by people too."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Write a folder whole or not at all.
+
+    Raises:
+        CocoaError: the disk is full, or does not let us; what there is of the folder is taken away.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise CocoaError(
+            f"{folder}: cannot be written ({reason}); what was saved before is whole: make room, and start the same "
+            "command again"
+        ) from error

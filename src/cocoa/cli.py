@@ -38,13 +38,24 @@ Overrides = Annotated[
 
 
 @app.command()
-def train(recipe: RecipePath, overrides: Overrides = None) -> None:
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    *,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on in a folder that another recipe's run has begun.")
+    ] = False,
+) -> None:
     """Run a recipe's stages in order; the result is OUTPUT_DIR/final. A stopped run goes on where it was."""
     from cocoa.pipeline import train as run
     from cocoa.processes import leave
     from cocoa.recipe import load_recipe
 
-    final = run(load_recipe(recipe, overrides or []))
+    try:
+        final = run(load_recipe(recipe, overrides or []), accept_changes)
+    except SystemExit:  # asked to stop
+        leave()
+        raise
     leave()
     if is_main_process():
         console.print(f"done: [bold]{escape(str(final))}[/bold]", soft_wrap=True)

@@ -13,13 +13,10 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from peft import PeftModel
 from torch import Tensor
 from transformers import set_seed
@@ -27,16 +24,24 @@ from transformers import set_seed
 from cocoa.account import history
 from cocoa.adapters import adapted_layers, add_adapters, describe, merge_adapters
 from cocoa.backbone import Backbone, Form, load_backbone
-from cocoa.checkpoint import LOG_NAME, as_sentence_transformer, read_record, recorded_form, save_checkpoint
+from cocoa.checkpoint import (
+    LOG_NAME,
+    as_sentence_transformer,
+    recorded_form,
+    save_checkpoint,
+    writing,
+)
 from cocoa.embedding import Embedder
 from cocoa.errors import CocoaError
+from cocoa.output_folder import claim, is_done, owned
 from cocoa.pairs import Side
 from cocoa.processes import this_process
 from cocoa.recipe import DTYPES, Recipe, Stage
 from cocoa.stage_data import StageData, stage_data
 from cocoa.stages import compression, contrastive, eos_bridge, joint_reconstruction
+from cocoa.stages.arguments import StageArguments
 from cocoa.stages.reconstruction import Reconstructor
-from cocoa.stages.training import StageArguments, StageTrainer, last_checkpoint
+from cocoa.stages.training import StageTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +49,13 @@ PROBES = 8
 """Inputs embedded before and after the merge."""
 
 
-def train(recipe: Recipe) -> Path:
+def train(recipe: Recipe, accept_changes: bool = False) -> Path:
     """Run every stage of a recipe that is not done yet.
+
+    Args:
+        recipe: what to run.
+        accept_changes: go on in a folder of a recipe with other settings: what is done stays, what was stopped goes
+            on under the new ones.
 
     Returns:
         The folder of the last stage's checkpoint, `<output_dir>/final`.
@@ -54,14 +64,16 @@ def train(recipe: Recipe) -> Path:
         CocoaError: a mistake in recipe, data or backbone; another run in the folder, or another recipe's.
     """
     state = this_process()
-    with _owned(recipe.output_dir, state.is_main_process):
-        done = [_is_done(recipe, index) for index in range(len(recipe.stages))]
+    with owned(recipe.output_dir, state.is_main_process):
+        done = [
+            is_done(recipe, index, stage_folder(recipe, index), accept_changes) for index in range(len(recipe.stages))
+        ]
         forms = stage_forms(recipe)  # a mistake in a later stage is found before the first one
         source = recipe.backbone
         for index, stage in enumerate(recipe.stages):
             folder = stage_folder(recipe, index)
             if not done[index]:
-                run_stage(recipe, index, source, forms[index])
+                run_stage(recipe, index, source, forms[index], accept_changes)
                 gc.collect()  # trainers refer to themselves; the next stage needs the memory
             else:
                 logger.info("stage %s is done: %s", stage.name, folder)
@@ -80,12 +92,12 @@ def stage_folders(recipe: Recipe) -> list[Path]:
     return [stage_folder(recipe, index) for index in range(len(recipe.stages))]
 
 
-def run_stage(recipe: Recipe, index: int, source: str, form: Form) -> None:
+def run_stage(recipe: Recipe, index: int, source: str, form: Form, accept_changes: bool = False) -> None:
     """Train one stage from the checkpoint `source`, read as `form` says, and write its own."""
     stage, state = recipe.stages[index], this_process()
     trainer_folder = recipe.output_dir / "trainer" / f"{index + 1}-{stage.name}"
     if state.is_main_process:
-        _claim(trainer_folder, recipe.fingerprint(index + 1))
+        claim(trainer_folder, recipe.settings(index + 1), accept_changes)
     noisy = sys.stderr.isatty() and state.is_local_main_process and not stage.options.get("disable_tqdm")
     args = recipe.arguments(stage, trainer_folder, disable_tqdm=not noisy)
 
@@ -106,6 +118,7 @@ def run_stage(recipe: Recipe, index: int, source: str, form: Form) -> None:
             "stage": stage.name,
             "source": source,
             "fingerprint": recipe.fingerprint(index + 1),
+            "settings": recipe.settings(index + 1),
             "options": stage.options,
             "seed": recipe.seed,
             "steps": trainer.state.global_step,
@@ -206,68 +219,26 @@ def _finish(
     """Merge in float32, round once, and write the checkpoint so that it appears only when whole."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     backbone.model.eval()
 
     def embed() -> Tensor:
         model, length = as_sentence_transformer(backbone), trainer.args.max_length
         return Embedder(model, backbone.images, length, ending=backbone.ending).embed(sides)
 
-    before = embed()
-    if adapters is not None:
-        backbone.model = merge_adapters(adapters, partial / "adapter")
-    for parameter in backbone.model.parameters():  # model.to(...) would round the rotary frequencies too
-        parameter.data = parameter.data.to(DTYPES[recipe.dtype])
-    after = embed()
-    cosine = torch.nn.functional.cosine_similarity(before, after).min().item()
-    logger.info("least cosine between embeddings before the merge and as saved: %.6f", cosine)
-    backbone.set_image_budget(recipe.image.evaluation())
-    save_checkpoint(backbone, partial, {**record, "merge_cosine": cosine})
-    if isinstance(trainer.model, Reconstructor) and trainer.model.patch_decoder is not None:
-        joint_reconstruction.save_patch_decoder(trainer.model.patch_decoder, partial)
-    log = json.dumps(trainer.state.log_history, indent=1)
-    (partial / LOG_NAME).write_text(log, encoding="utf-8")
-    os.replace(partial, folder)
-
-
-def _is_done(recipe: Recipe, index: int) -> bool:
-    """Whether a stage's checkpoint is there.
-
-    Raises:
-        CocoaError: it is there, but another recipe wrote it.
-    """
-    folder = stage_folder(recipe, index)
-    if not folder.exists():
-        return False
-    if read_record(folder).get("fingerprint") != recipe.fingerprint(index + 1):
-        raise CocoaError(f"output_dir {recipe.output_dir}: {folder.name} was made by another recipe; choose a new one")
-    return True
-
-
-def _claim(folder: Path, fingerprint: str) -> None:
-    """Mark a trainer's folder with the recipe that fills it; what ended before its first checkpoint is no claim.
-
-    Raises:
-        CocoaError: another recipe's trainer was stopped there.
-    """
-    mark = folder / "fingerprint"
-    if last_checkpoint(folder) is not None and mark.read_text() != fingerprint:
-        raise CocoaError(f"{folder}: a run of another recipe was stopped here; remove it, or choose a new output_dir")
-    folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text(fingerprint)
-
-
-@contextmanager
-def _owned(folder: Path, is_main: bool) -> Iterator[None]:
-    """Hold an output folder for this run (its main process) alone."""
-    if not is_main:
-        yield
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout:
-        raise CocoaError(f"output_dir {folder}: another run is writing here; wait for it or choose another") from None
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise CocoaError(f"output_dir {folder}: cannot be written ({error.strerror})") from None
+    with writing(partial):
+        partial.mkdir(parents=True)
+        before = embed()
+        if adapters is not None:
+            backbone.model = merge_adapters(adapters, partial / "adapter")
+        for parameter in backbone.model.parameters():  # model.to(...) would round the rotary frequencies too
+            parameter.data = parameter.data.to(DTYPES[recipe.dtype])
+        after = embed()
+        cosine = torch.nn.functional.cosine_similarity(before, after).min().item()
+        logger.info("least cosine between embeddings before the merge and as saved: %.6f", cosine)
+        backbone.set_image_budget(recipe.image.evaluation())
+        save_checkpoint(backbone, partial, {**record, "merge_cosine": cosine})
+        if isinstance(trainer.model, Reconstructor) and trainer.model.patch_decoder is not None:
+            joint_reconstruction.save_patch_decoder(trainer.model.patch_decoder, partial)
+        log = json.dumps(trainer.state.log_history, indent=1)
+        (partial / LOG_NAME).write_text(log, encoding="utf-8")
+        os.replace(partial, folder)

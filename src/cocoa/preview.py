@@ -26,13 +26,13 @@ from cocoa.preview_cost import estimate_stage, rows_of, stage_model, trained_by_
 from cocoa.preview_samples import Measured, Sample, StageDataset, measure, sample
 from cocoa.recipe import Recipe, Stage
 from cocoa.stage_data import StageData, stage_data
+from cocoa.stages.arguments import StageArguments
 from cocoa.stages.compression import CompressionArguments, CompressionDataset
 from cocoa.stages.content import room_for_text
 from cocoa.stages.contrastive import ContrastiveArguments, PairDataset
 from cocoa.stages.eos_bridge import EosBridgeArguments, EosBridgeDataset
 from cocoa.stages.joint_reconstruction import JointReconstructionArguments, JointReconstructionDataset
 from cocoa.stages.sampling import GlobalBatchSampler
-from cocoa.stages.training import StageArguments
 
 SAMPLES = 5
 """Rows shown a stage."""

@@ -19,10 +19,11 @@ from cocoa.pipeline import add_stage_adapters
 from cocoa.preview_samples import Measured
 from cocoa.recipe import DTYPES, Recipe
 from cocoa.reconstruction import LOGITS_AT_ONCE, PatchDecoder
+from cocoa.stages.arguments import StageArguments
 from cocoa.stages.contrastive import ContrastiveArguments
 from cocoa.stages.joint_reconstruction import JointReconstructionArguments
 from cocoa.stages.reconstruction import Reconstructor
-from cocoa.stages.training import StageArguments, trainable
+from cocoa.stages.training import trainable
 
 
 def stage_model(recipe: Recipe, backbone: Backbone, args: StageArguments) -> nn.Module:

@@ -19,10 +19,10 @@ from cocoa.corruption import IGNORE_INDEX
 from cocoa.inputs import inert
 from cocoa.pairs import ContentPair, Pair
 from cocoa.preview_pictures import Picture, picture_of
+from cocoa.stages.arguments import StageArguments
 from cocoa.stages.compression import dialogue_tokens
 from cocoa.stages.content import ContentDataset, room_for_text
 from cocoa.stages.contrastive import FILLER_ID, ContrastiveArguments, PairDataset
-from cocoa.stages.training import StageArguments
 
 StageDataset: TypeAlias = ContentDataset | PairDataset
 """What a stage's trainer reads: of the reconstruction stages, or of the contrastive stage."""
@@ -175,7 +175,7 @@ def sample(data: StageDataset, backbone: Backbone, index: int, row_id: str) -> S
     if isinstance(data, ContentDataset):
         instructions["sequence"] = data.rows[index].side.instruction.strip()
     else:
-        pair, row = data.pairs[index], data[index]
+        pair, row = data.rows[index], data[index]
         ids = row.pop("label")
         sides = [pair.query, pair.target, *pair.negatives]
         for column, side, content_id in zip_longest(row, sides[: len(row)], [None, *ids]):

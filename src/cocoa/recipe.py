@@ -23,11 +23,11 @@ from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget
 from cocoa.parsing import as_list, as_mapping, build, check_keys, convert, suggest
 from cocoa.sources import DataConfig
+from cocoa.stages.arguments import StageArguments
 from cocoa.stages.compression import CompressionArguments
 from cocoa.stages.contrastive import ContrastiveArguments
 from cocoa.stages.eos_bridge import EosBridgeArguments
 from cocoa.stages.joint_reconstruction import JointReconstructionArguments
-from cocoa.stages.training import StageArguments
 
 STAGES: dict[str, type[StageArguments]] = {
     "joint_reconstruction": JointReconstructionArguments,
@@ -43,13 +43,17 @@ _GIVEN_ELSEWHERE = {
     "fp16": "dtype: bfloat16",
     "per_device_train_batch_size": "batch_size, which counts all devices",
     "hard_negatives": "data.hard_negatives",
+    "on_bad_row": "data.on_bad_row",
+    "max_bad_share": "data.max_bad_share",
 }
 _WITHOUT_EFFECT = (
     *("report_to", "run_name", "logging_", "log_", "disable_tqdm"),
     *("save_strategy", "save_steps", "save_total_limit", "dataloader_num_workers"),
     *("tokens_per_pass", "gradient_checkpointing", "activation_checkpointing", "cache_inputs"),
+    *("on_nonfinite", "on_bad_row", "max_bad_share"),
 )
-"""Beginnings of the options that leave the result as it is, rounding aside: a stopped run may go on under others."""
+"""Beginnings of the options that leave the result as it is, rounding aside, or have no effect before the fault that
+ends a run: a stopped run may go on under others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,8 @@ class Recipe:
             "output_dir": str(folder),
             "seed": self.seed,
             "bf16": self.dtype == "bfloat16",
+            "on_bad_row": stage.data.on_bad_row,
+            "max_bad_share": stage.data.max_bad_share,
             **overrides,
         }
         if stage.name == "contrastive":
@@ -127,14 +133,36 @@ class Recipe:
         except (TypeError, ValueError) as error:
             raise CocoaError(f"stages.{stage.name}: {str(error).splitlines()[0]}") from error
 
+    def settings(self, stages: int) -> dict[str, Any]:
+        """What the result of the first `stages` stages depends on, by dotted key, as JSON has it."""
+
+        def affecting(options: dict[str, Any]) -> dict[str, Any]:
+            return {key: value for key, value in options.items() if not key.startswith(_WITHOUT_EFFECT)}
+
+        what: dict[str, Any] = {"backbone": self.backbone, "seed": self.seed, "dtype": self.dtype}
+        what |= {"image": dataclasses.asdict(self.image), "lora": self.lora and dataclasses.asdict(self.lora)}
+        for number, stage in enumerate(self.stages[:stages]):
+            own = {"data": affecting(dataclasses.asdict(stage.data)), "image": dataclasses.asdict(stage.image)}
+            what[f"stages.{number}.{stage.name}"] = affecting(stage.options) | own
+        return json.loads(json.dumps(_flat(what), default=str))
+
     def fingerprint(self, stages: int) -> str:
-        """What the result of the first `stages` stages depends on, as a short hash."""
-        what: list[Any] = [self.backbone, self.seed, self.dtype, dataclasses.asdict(self.image)]
-        what += [self.lora and dataclasses.asdict(self.lora)]
-        for stage in self.stages[:stages]:
-            options = {key: value for key, value in stage.options.items() if not key.startswith(_WITHOUT_EFFECT)}
-            what += [stage.name, options, dataclasses.asdict(stage.data), dataclasses.asdict(stage.image)]
-        return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        """Those settings as a short hash."""
+        return hashlib.sha256(json.dumps(self.settings(stages), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What changed from some settings to others: `seed: 6 (was 5)`, ..."""
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return [f"{key}: {now.get(key)} (was {before.get(key)})" for key in changed]
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -42,6 +42,8 @@ class DataConfig:
         max_rows_per_subset: a random sample of at most that many rows of each data set, decided by the seed.
         validation_rows: rows of each data set held out of training, at most a fifth of it.
         validation: a file of pairs to validate on instead; training rows that stand in it too are left out.
+        on_bad_row: a row whose image is missing or cannot be read is an `error`, or left out (`skip`).
+        max_bad_share: share of the rows that may be left out so.
         hard_negatives: how many negatives of its own each pair keeps, if the data has them.
         image_root: what image paths are relative to; by default the folder, or the file's folder.
     """
@@ -54,6 +56,8 @@ class DataConfig:
     hard_negatives: int = 0
     image_root: str | None = None
     validation: str | None = None
+    on_bad_row: Literal["error", "skip"] = "error"
+    max_bad_share: float = 0.01
 
     def __post_init__(self) -> None:
         if not self.train:
@@ -63,6 +67,8 @@ class DataConfig:
         for key in ("validation_rows", "hard_negatives"):
             if getattr(self, key) < 0:
                 raise CocoaError(f"data.{key}: must be 0 or more")
+        if not 0 < self.max_bad_share <= 1:
+            raise CocoaError(f"data.max_bad_share: {self.max_bad_share} must be above 0 and at most 1")
 
 
 def load_pairs(config: DataConfig, seed: int) -> PairSet:

@@ -11,12 +11,12 @@ from pathlib import Path
 from cocoa.backbone import Backbone
 from cocoa.catalogue import stage_rows
 from cocoa.errors import CocoaError
-from cocoa.image_files import check_image_files
+from cocoa.image_files import check_image_files, missing_images
 from cocoa.pairs import ContentPair, Pair, Side, check_images, hold_out, limit_rows
 from cocoa.recipe import Stage
 from cocoa.sources import DataConfig, load_pairs, read_file
 from cocoa.stages import compression, contrastive, eos_bridge, joint_reconstruction
-from cocoa.stages.training import StageArguments
+from cocoa.stages.arguments import StageArguments
 
 
 @dataclass
@@ -51,6 +51,9 @@ def stage_data(stage: Stage, backbone: Backbone, args: StageArguments) -> StageD
         validation = load_validation(stage.data)
         pairs = without_validation(found.pairs, validation, left_out)
     pairs = limit_rows(pairs, stage.data.max_rows_per_subset, args.seed)
+    if stage.data.on_bad_row == "skip":
+        pairs = with_images(pairs, stage.data.max_bad_share, left_out)
+        validation = with_images(validation, stage.data.max_bad_share, {})
     data = StageData(validation=validation, left_out=left_out)
     if stage.name == contrastive.NAME:
         data.validation = [pair for pair in validation if pair.target != Side()]
@@ -83,6 +86,30 @@ def stage_data(stage: Stage, backbone: Backbone, args: StageArguments) -> StageD
         reasons_text = "; ".join(f"{d}: {dict(r)}" for d, r in left_out.items()) or "the data is empty"
         raise CocoaError(f"stages.{stage.name}: no row of the data can be used ({reasons_text})")
     return data
+
+
+def with_images(pairs: Sequence[Pair], most: float, left_out: dict[str, Counter[str]]) -> list[Pair]:
+    """The pairs whose image files are all there.
+
+    Raises:
+        CocoaError: more than that share of them are left out.
+    """
+    paths = [
+        [side.image for side in (pair.query, pair.target, *pair.negatives) if isinstance(side.image, str)]
+        for pair in pairs
+    ]
+    missing = missing_images(path for own in paths for path in own)
+    kept = [pair for pair, own in zip(pairs, paths, strict=True) if missing.keys().isdisjoint(own)]
+    if len(pairs) - len(kept) > most * len(pairs):
+        raise CocoaError(
+            f"{len(pairs) - len(kept)} of {len(pairs)} rows lack an image, more than data.max_bad_share {most:g} "
+            f"allows; unpack the images, or name the folder that holds them (data.image_root). The first: "
+            f"{next(iter(missing))}"
+        )
+    for pair, own in zip(pairs, paths, strict=True):
+        if not missing.keys().isdisjoint(own):
+            left_out.setdefault(pair.dataset, Counter())["an image is missing"] += 1
+    return kept
 
 
 def load_validation(data: DataConfig) -> list[Pair]:

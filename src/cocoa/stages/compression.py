@@ -24,9 +24,9 @@ from cocoa.errors import CocoaError
 from cocoa.inputs import inert, most_tokens
 from cocoa.pairs import ContentPair, Side, Turn
 from cocoa.special_tokens import COMPRESSION_TOKENS, EOS_TOKEN
+from cocoa.stages.arguments import check_range
 from cocoa.stages.content import ContentDataset, ReconstructionArguments
 from cocoa.stages.reconstruction import ReconstructionTrainer, Reconstructor
-from cocoa.stages.training import check_range
 
 NAME = "compression"
 PROMPT = "Summarize the above {content} in a few words."

@@ -13,7 +13,7 @@ from cocoa.attention import BridgeLayout
 from cocoa.backbone import Backbone
 from cocoa.errors import CocoaError
 from cocoa.pairs import ContentPair, Side
-from cocoa.stages.training import StageArguments
+from cocoa.stages.arguments import StageArguments
 
 
 @dataclass

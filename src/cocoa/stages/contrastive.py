@@ -30,8 +30,9 @@ from cocoa.errors import CocoaError
 from cocoa.packing import PackedEmbedder, by_length, pack
 from cocoa.pairs import Pair, Side
 from cocoa.special_tokens import COMPRESSION_TOKENS
+from cocoa.stages.arguments import StageArguments, check_range
 from cocoa.stages.sampling import SAMPLINGS, DatasetSampling, GlobalBatchSampler
-from cocoa.stages.training import StageArguments, StageTrainer, check_range
+from cocoa.stages.training import StageTrainer
 from cocoa.validation import InPoolEvaluator
 
 NAME = "contrastive"
@@ -118,25 +119,25 @@ class PairDataset(Dataset):
     """
 
     def __init__(self, pairs: Sequence[Pair], backbone: Backbone, args: ContrastiveArguments) -> None:
-        self.pairs = pairs
+        self.rows = pairs
         self.backbone = backbone
         self.args = args
         backbone.encoded = {} if args.cache_inputs else None
         self.column_names = ["query", "target", *(f"negative_{i + 1}" for i in range(args.hard_negatives)), "label"]
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.rows)
 
     def images(self) -> list[Side]:
         """All sides, as they are encoded."""
-        return [side for pair in self.pairs for side in self._sides(pair)]
+        return [side for pair in self.rows for side in self._sides(pair)]
 
     def _sides(self, pair: Pair) -> list[Side]:
         sides = [pair.query, pair.target, *pair.negatives[: self.args.hard_negatives]]
         return [self.backbone.fit_text(side, self.args.max_length) for side in sides]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        pair = self.pairs[index]
+        pair = self.rows[index]
         target_id = pair.target.content_id()
         ids = [side.content_id() for side in pair.negatives[: self.args.hard_negatives]]
         ids = [FILLER_ID if content_id == target_id else content_id for content_id in ids]

@@ -19,9 +19,9 @@ from cocoa.corruption import mask_text, row_generator
 from cocoa.errors import CocoaError
 from cocoa.inputs import most_tokens
 from cocoa.pairs import ContentPair, Side
+from cocoa.stages.arguments import check_range
 from cocoa.stages.content import ContentDataset, ReconstructionArguments, room_for_text
 from cocoa.stages.reconstruction import ReconstructionTrainer, Reconstructor
-from cocoa.stages.training import check_range
 
 NAME = "eos_bridge"
 WHOLE_UP_TO = 3

@@ -22,9 +22,9 @@ from cocoa.corruption import mask_patches, mask_text, row_generator
 from cocoa.errors import CocoaError
 from cocoa.pairs import ContentPair, Side
 from cocoa.reconstruction import PatchDecoder
+from cocoa.stages.arguments import check_range
 from cocoa.stages.content import ContentDataset, ReconstructionArguments, room_for_text
 from cocoa.stages.reconstruction import ReconstructionTrainer, Reconstructor
-from cocoa.stages.training import check_range
 
 NAME = "joint_reconstruction"
 DECODER_NAME = "patch_decoder/model.safetensors"

@@ -15,7 +15,7 @@ _SHOWN = ("loss", "token_loss", "patch_loss", "first_loss", "token_accuracy", "l
 
 
 class ProgressLine(TrainerCallback):
-    """Shows how far a stage is.
+    """Shows how far a stage is; as a context, takes the bar away however the training ends.
 
     Args:
         name: of the stage.
@@ -58,9 +58,10 @@ class ProgressLine(TrainerCallback):
         else:
             logger.info("%s %d/%d: %s", self.name, state.global_step, state.max_steps, figures)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: Any) -> None:
         if self.progress is not None:
             self.progress.stop()
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch.utils.data import BatchSampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cocoa.errors import CocoaError
 
@@ -112,3 +113,16 @@ class GlobalBatchSampler(BatchSampler):
             flat += waiting[drawn][:size]
             del waiting[drawn][:size]
         return flat
+
+
+class FollowEpoch(TrainerCallback):
+    """Tells the sampler which epoch it is, also after a restart on several devices, where the loader does not."""
+
+    def __init__(self, sampler: GlobalBatchSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """By the steps taken so far."""
+        self.sampler.epoch = state.global_step // self.sampler.steps_per_epoch

@@ -6,6 +6,9 @@ Written where the libraries are silently wrong or depend on the number of worker
   devices (`cocoa.stages.sampling`);
 - a trainer's checkpoint holds every trainable parameter by name, and a missing or foreign name is an error
   (`StageTrainer`); transformers restores a full-tuned Qwen2-VL, and DoRA under sentence-transformers, wrongly.
+
+What may go wrong on the way: SIGTERM and numbers that are none (`cocoa.stages.watch`), rows that cannot be encoded
+(`cocoa.stages.loading`), a disk that is full.
 """
 
 from __future__ import annotations
@@ -14,11 +17,17 @@ import json
 import logging
 import math
 import os
-from dataclasses import dataclass
+import shutil
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import skip_first_batches
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -26,116 +35,34 @@ from transformers import (
     PrinterCallback,
     ProgressCallback,
     Trainer,
-    TrainerCallback,
-    TrainerControl,
     TrainerState,
-    TrainingArguments,
 )
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from cocoa.account import Meter
-from cocoa.backbone import Form
+from cocoa.checkpoint import writing
 from cocoa.errors import CocoaError
 from cocoa.features import keep_features
-from cocoa.inputs import MAX_LENGTH
+from cocoa.stages import watch
+from cocoa.stages.loading import BAD_ROWS, Rows, collate_rows, outlive_sigterm
 from cocoa.stages.progress import ProgressLine
-from cocoa.stages.sampling import GlobalBatchSampler
+from cocoa.stages.sampling import FollowEpoch, GlobalBatchSampler
 
 logger = logging.getLogger(__name__)
 
-_SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 WEIGHTS_NAME = "trainable.safetensors"
 COMPLETE_NAME = "complete"
 """File in a trainer's checkpoint that is written last; it holds the account so far."""
-
-
-@dataclass
-class StageArguments(TrainingArguments):
-    """Arguments that every stage shares, over `TrainingArguments` (every name of which works).
-
-    Defaults that differ from transformers: `dataloader_drop_last` and `remove_unused_columns` are what the
-    stages need; `learning_rate` 2e-5, `warmup_steps` 0.05 (a share), `logging_steps` 10, `save_steps` 0.1
-    (a share), `save_total_limit` 2.
-
-    Args:
-        batch_size: pairs a step over all devices and accumulation steps; what does not divide is an error.
-        max_length: tokens a sequence may have, image tokens included; text is shortened to fit, an image
-            or EOS never.
-        tokens_per_pass: a device's share of a batch goes through the model in parts of at most so many tokens: bounds
-            the memory, leaves the gradients as they are.
-        cache_inputs: keep each row's encoded image and text in memory instead of encoding them in every epoch,
-            for small data: 2.4 kB an image token, in every process and data loader worker. Of an image that is shown
-            whole to a frozen tower (`lora.vision: []`) its features are computed once and kept instead.
-    """
-
-    batch_size: int = 64
-    max_length: int = MAX_LENGTH
-    tokens_per_pass: int = 16_384
-    cache_inputs: bool = False
-    learning_rate: float = 2e-5
-    warmup_steps: float = 0.05
-    logging_steps: float = 10
-    save_steps: float = 0.1
-    save_total_limit: int | None = 2
-    dataloader_drop_last: bool = True
-    remove_unused_columns: bool | None = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.n_gpu > 1:
-            raise CocoaError(
-                "several GPUs in one process are not supported: start with `accelerate launch` or `torchrun`, "
-                "or set CUDA_VISIBLE_DEVICES to one"
-            )
-        if self.fsdp or self.deepspeed or any(os.environ.get(name) == "true" for name in _SHARDED):
-            raise CocoaError(
-                "FSDP and DeepSpeed are not supported yet: weights must be whole on each device to be merged and "
-                "saved; use plain data parallelism (accelerate launch --multi_gpu) and gradient_checkpointing"
-            )
-        if self.save_only_model or self.ignore_data_skip:
-            raise CocoaError("save_only_model and ignore_data_skip would make a restart inexact; leave them out")
-        check_range("tokens_per_pass", self.tokens_per_pass, 0)
-        parts = self.world_size * self.gradient_accumulation_steps
-        if self.batch_size < 1 or self.batch_size % parts:
-            raise CocoaError(
-                f"batch_size {self.batch_size} does not divide by {self.world_size} devices x "
-                f"{self.gradient_accumulation_steps} accumulation steps; change one of them"
-            )
-        self.per_device_train_batch_size = self.batch_size // parts
-
-    def form(self, recorded: Form | None) -> Form:
-        """How the stage reads its backbone, given what the record of a checkpoint of ours says, if it is one."""
-        return Form()
-
-
-def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
-    """Refuse an argument outside (low, high].
-
-    Raises:
-        CocoaError: names the argument and its range.
-    """
-    if not low < value <= high:
-        limit = f"and at most {high:g}" if high < math.inf else ""
-        raise CocoaError(f"{name}: {value} must be above {low:g} {limit}".rstrip())
-
-
-class _FollowEpoch(TrainerCallback):
-    """Tells the sampler which epoch it is, also after a restart on several devices, where the loader does not."""
-
-    def __init__(self, sampler: GlobalBatchSampler) -> None:
-        self.sampler = sampler
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.sampler.epoch = state.global_step // self.sampler.steps_per_epoch
+LOADER_RESTARTS = 3
+"""Times in one step that workers which load data are started again."""
 
 
 class StageTrainer(Trainer):
     """A `Trainer` whose checkpoints restore exactly, and whose batches do not depend on the machine.
 
-    Once trained, `account` holds seconds, tokens and peak memory of the run (see `cocoa.account`).
+    Once trained, `account` holds seconds, tokens and peak memory of the run (see `cocoa.account`), `skipped_steps`,
+    and why which rows were left out (`bad_rows`).
 
     Args:
         name: of the stage, for the progress line.
@@ -148,21 +75,87 @@ class StageTrainer(Trainer):
         super().__init__(**kwargs)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
-        self.add_callback(ProgressLine(name))
-        self.add_callback(_FollowEpoch(sampler))
+        self.progress = ProgressLine(name)
+        self.watch = watch.Watch(self.accelerator, self.args.on_nonfinite, self.row_ids, Path(self.args.output_dir))
+        for callback in (self.progress, self.watch, FollowEpoch(sampler)):
+            self.add_callback(callback)
+        self.bad_rows: dict[str, str] = {}
+        self._deadly: set[int] = set()
+        self._epoch: Iterator[Any] = iter(())
+        self._batches: Iterator[Any] = self._epoch  # of the epoch, or of what is left of it after a restart
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches in the sampler's order, each process its pieces."""
         loader = DataLoader(
-            self.train_dataset,
+            Rows(self.train_dataset, self.args.on_bad_row, self._deadly),
             batch_sampler=self.sampler,
-            collate_fn=self.data_collator,
+            collate_fn=partial(collate_rows, collate=self.data_collator),
+            worker_init_fn=outlive_sigterm,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
         )
         return self.accelerator.prepare(loader)
+
+    def row_ids(self, step: int) -> list[str]:
+        """The rows of a step's batch (the first is 0), over all devices."""
+        epoch, place = divmod(step, self.sampler.steps_per_epoch)
+        size = self.sampler.global_batch_size
+        return [self.train_dataset.rows[row].row_id for row in self.sampler.order(epoch)[place * size :][:size]]
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """As the library's, from a new loader where a worker of the old one has ended."""
+        if epoch_iterator is not self._epoch:
+            self._epoch = self._batches = epoch_iterator
+        for restarts in range(LOADER_RESTARTS + 1):
+            try:
+                batches, count = super().get_batch_samples(self._batches, num_batches, device)
+                break
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                if restarts == LOADER_RESTARTS:
+                    raise CocoaError(
+                        f"workers that load data end again and again ({error}); is memory short? Lower "
+                        "dataloader_num_workers"
+                    ) from error
+                self._batches = self._load_again(error)
+        for batch in batches:
+            self._note(batch.pop(BAD_ROWS))
+        return batches, count
+
+    def _load_again(self, error: RuntimeError) -> Iterator[Any]:
+        """What is left of the epoch, once the rows that were on their way have been tried."""
+        logger.warning("a worker that loads data has ended (%s): looking for the row", error)
+        state, workers = self.accelerator, self.args.dataloader_num_workers
+        done = self.state.global_step % self.sampler.steps_per_epoch * self.args.gradient_accumulation_steps
+        under_way = 1 + (workers + 1) * (self.args.dataloader_prefetch_factor or 2)
+        mine = islice(self.sampler, state.process_index, None, state.num_processes)
+        batches = islice(mine, done, done + under_way)
+        rows = Rows(self.train_dataset, self.args.on_bad_row, self._deadly)
+        rows.find_deadly(key for batch in batches for key in batch)
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # a loader draws a number when it starts; weights shall not depend on it
+            return iter(skip_first_batches(self.get_train_dataloader(), done))
+
+    def _note(self, bad: dict[str, str]) -> None:
+        """Remember rows that were left out.
+
+        Raises:
+            CocoaError: they are too many.
+        """
+        for row, reason in bad.items():
+            if row not in self.bad_rows:
+                logger.warning("left out, and the row behind it in its place: %s", reason)
+        self.bad_rows |= bad
+        rows = len(self.train_dataset)
+        if len(self.bad_rows) > self.args.max_bad_share * rows:
+            raise CocoaError(
+                f"{len(self.bad_rows)} rows could not be used, more than max_bad_share {self.args.max_bad_share:g} of "
+                f"{rows} allows; repair the data, or raise it. The last: {next(reversed(self.bad_rows.values()))}"
+            )
 
     def train_or_resume(self) -> None:
         """Train, from the last complete checkpoint where there is one."""
@@ -181,19 +174,39 @@ class StageTrainer(Trainer):
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> TrainOutput:
         before = _account_at(Path(resume_from_checkpoint)) if resume_from_checkpoint else {}
         self.meter = Meter(self.args.device, self.args.world_size, before)
+        self.watch.skipped, self.bad_rows = before.get("skipped_steps", 0), before.get(BAD_ROWS, {})
         if self.args.cache_inputs:
             keep_features(self.train_dataset.backbone, self.train_dataset.images(), not self.args.disable_tqdm)
-        output = super().train(resume_from_checkpoint, **kwargs)
+        with self.watch.listening(), self.progress, closing(self):
+            output = super().train(resume_from_checkpoint, **kwargs)
+        if self.watch.stopping:
+            logger.warning("stopped by SIGTERM, saved at step %d; the same command goes on", self.state.global_step)
+            raise SystemExit(watch.STOPPED)
         self.account = self._account()
         return output
 
+    def close(self) -> None:
+        """End the workers that load data, which a traceback would keep."""
+        if isinstance(self._batches, Generator):
+            self._batches.close()
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         self.meter.count(inputs)
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.watch.see(loss)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Leave out figures that are no finite numbers, which JSON does not have."""
+        bad = {name for name, value in logs.items() if isinstance(value, float) and not math.isfinite(value)}
+        super().log({name: value for name, value in logs.items() if name not in bad}, start_time)
 
     def _account(self) -> dict[str, Any]:
         """What the run has taken so far, over all processes and sessions; every process must ask."""
-        return self.meter.read(self.accelerator.gather(self.meter.mine()))
+        account = self.meter.read(self.accelerator.gather(self.meter.mine()))
+        bad = gather_object([self.bad_rows]) if self.args.world_size > 1 else [self.bad_rows]
+        self.bad_rows = {row: reason for each in bad for row, reason in each.items()}
+        return account | {"skipped_steps": self.watch.skipped, BAD_ROWS: self.bad_rows}
 
     def total_steps(self) -> int:
         """Optimiser steps of the whole run."""
@@ -219,14 +232,40 @@ class StageTrainer(Trainer):
             for name, parameter in parameters.items():
                 parameter.copy_(saved[name])
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The library's; learning rate and weight decay are those of this run, where the recipe has changed since."""
+        if checkpoint is None:
+            return
+        kept = ("initial_lr", "weight_decay")
+        own = [{key: group[key] for key in kept if key in group} for group in self.optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        groups = self.optimizer.param_groups
+        for group, values in zip(groups, own, strict=True):
+            if (new := values.get("initial_lr")) != (old := group.get("initial_lr")):
+                group["lr"] *= new / old
+            group.update(values)
+        rates = {"base_lrs": "initial_lr", "_last_lr": "lr"}
+        restored = {name: [group.get(key, group["lr"]) for group in groups] for name, key in rates.items()}
+        self.lr_scheduler.load_state_dict(self.lr_scheduler.state_dict() | restored)
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        super()._save_checkpoint(*args, **kwargs)
-        account = self._account()  # waits for everyone
-        if self.is_world_process_zero():
-            complete = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / COMPLETE_NAME
-            partial = complete.with_suffix(".partial")
-            partial.write_text(json.dumps(account), encoding="utf-8")
-            os.replace(partial, complete)
+        folder = Path(self.args.output_dir)
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
+        most, self.args.save_total_limit = self.args.save_total_limit, None  # old ones go once this one is whole
+        try:
+            with writing(checkpoint):
+                super()._save_checkpoint(*args, **kwargs)
+                account = self._account()  # waits for everyone
+                if self.is_world_process_zero():
+                    partial = checkpoint / f"{COMPLETE_NAME}.partial"
+                    partial.write_text(json.dumps(account), encoding="utf-8")
+                    os.replace(partial, checkpoint / COMPLETE_NAME)
+        finally:
+            self.args.save_total_limit = most
+        if self.is_world_process_zero() and most:
+            for old in complete_checkpoints(folder)[:-most]:
+                (old / COMPLETE_NAME).unlink()
+                shutil.rmtree(old)
 
 
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -238,7 +277,12 @@ def _account_at(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / COMPLETE_NAME).read_text(encoding="utf-8"))
 
 
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The trainer's checkpoints that were written to their end, the oldest first."""
+    complete = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE_NAME}")]
+    return sorted(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest trainer checkpoint that was written to its end, or None."""
-    complete = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE_NAME}")]
-    return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+    return next(reversed(complete_checkpoints(folder)), None)

@@ -1,0 +1,97 @@
+"""The arguments that every stage shares."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+from transformers import TrainingArguments
+
+from cocoa.backbone import Form
+from cocoa.bad_rows import POLICIES
+from cocoa.errors import CocoaError
+from cocoa.inputs import MAX_LENGTH
+
+_SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+
+
+@dataclass
+class StageArguments(TrainingArguments):
+    """Arguments that every stage shares, over `TrainingArguments` (every name of which works).
+
+    Defaults that differ from transformers: `dataloader_drop_last` and `remove_unused_columns` are what the
+    stages need; `learning_rate` 2e-5, `warmup_steps` 0.05 (a share), `logging_steps` 10, `save_steps` 0.1
+    (a share), `save_total_limit` 2.
+
+    Args:
+        batch_size: pairs a step over all devices and accumulation steps; what does not divide is an error.
+        max_length: tokens a sequence may have, image tokens included; text is shortened to fit, an image
+            or EOS never.
+        tokens_per_pass: a device's share of a batch goes through the model in parts of at most so many tokens: bounds
+            the memory, leaves the gradients as they are.
+        cache_inputs: keep each row's encoded image and text in memory instead of encoding them in every epoch,
+            for small data: 2.4 kB an image token, in every process and data loader worker. Of an image that is shown
+            whole to a frozen tower (`lora.vision: []`) its features are computed once and kept instead.
+        on_nonfinite: a loss or gradient that is infinite or not a number is an `error`, or the step is left out
+            (`skip`), which is counted; ten of them one after the other are an error.
+        on_bad_row: a row that cannot be encoded is an `error`, or the row behind it takes its place (`skip`).
+        max_bad_share: share of the rows that may be left out so.
+    """
+
+    batch_size: int = 64
+    max_length: int = MAX_LENGTH
+    tokens_per_pass: int = 16_384
+    cache_inputs: bool = False
+    on_nonfinite: str = "error"
+    on_bad_row: str = "error"
+    max_bad_share: float = 0.01
+    learning_rate: float = 2e-5
+    warmup_steps: float = 0.05
+    logging_steps: float = 10
+    save_steps: float = 0.1
+    save_total_limit: int | None = 2
+    dataloader_drop_last: bool = True
+    remove_unused_columns: bool | None = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_gpu > 1:
+            raise CocoaError(
+                "several GPUs in one process are not supported: start with `accelerate launch` or `torchrun`, "
+                "or set CUDA_VISIBLE_DEVICES to one"
+            )
+        if self.fsdp or self.deepspeed or any(os.environ.get(name) == "true" for name in _SHARDED):
+            raise CocoaError(
+                "FSDP and DeepSpeed are not supported yet: weights must be whole on each device to be merged and "
+                "saved; use plain data parallelism (accelerate launch --multi_gpu) and gradient_checkpointing"
+            )
+        if self.save_only_model or self.ignore_data_skip:
+            raise CocoaError("save_only_model and ignore_data_skip would make a restart inexact; leave them out")
+        check_range("tokens_per_pass", self.tokens_per_pass, 0)
+        check_range("max_bad_share", self.max_bad_share, 0, 1)
+        for name in ("on_nonfinite", "on_bad_row"):
+            if (value := getattr(self, name)) not in POLICIES:
+                raise CocoaError(f"{name} {value!r}: choose {' or '.join(POLICIES)}")
+        parts = self.world_size * self.gradient_accumulation_steps
+        if self.batch_size < 1 or self.batch_size % parts:
+            raise CocoaError(
+                f"batch_size {self.batch_size} does not divide by {self.world_size} devices x "
+                f"{self.gradient_accumulation_steps} accumulation steps; change one of them"
+            )
+        self.per_device_train_batch_size = self.batch_size // parts
+
+    def form(self, recorded: Form | None) -> Form:
+        """How the stage reads its backbone, given what the record of a checkpoint of ours says, if it is one."""
+        return Form()
+
+
+def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """Refuse an argument outside (low, high].
+
+    Raises:
+        CocoaError: names the argument and its range.
+    """
+    if not low < value <= high:
+        limit = f"and at most {high:g}" if high < math.inf else ""
+        raise CocoaError(f"{name}: {value} must be above {low:g} {limit}".rstrip())

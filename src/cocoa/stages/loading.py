@@ -1,0 +1,131 @@
+"""Rows that cannot be encoded, while a stage trains: an error, or another row in their place.
+
+A file that ends the worker that decodes it (a decoder that crashes, or takes all memory) ends no run either: the row is
+found by encoding those that were under way in processes of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from cocoa.errors import CocoaError
+
+logger = logging.getLogger(__name__)
+
+Key = Any
+"""Of a dataset: a row, or `(epoch, row)`."""
+BAD_ROWS = "bad_rows"
+"""In a batch: what was left out of it, by row id."""
+DEADLY = "encoding it ends the process"
+PATIENCE = 20.0
+"""Seconds that a row may take in a process of its own."""
+
+
+class Rows(Dataset):
+    """A stage's rows; one that cannot be encoded is an error, or the row behind it takes its place.
+
+    Args:
+        dataset: of samples, by row or `(epoch, row)`; its `rows` have a `row_id`.
+        policy: `error` or `skip`.
+        deadly: rows that end the process that encodes them; `find_deadly` adds to them.
+    """
+
+    def __init__(self, dataset: Any, policy: str, deadly: set[int]) -> None:
+        self.dataset = dataset
+        self.policy = policy
+        self.deadly = deadly
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Key) -> tuple[Any, dict[str, str]]:
+        """A sample, and why rows before it are left out, by row id."""
+        bad: dict[str, str] = {}
+        for _ in range(len(self)):
+            try:
+                if row_of(key) in self.deadly:
+                    raise CocoaError(f"row {self.row_id(key)}: {DEADLY}")
+                return self.dataset[key], bad
+            except CocoaError as error:
+                if self.policy == "error":
+                    raise
+                bad[self.row_id(key)] = str(error)
+                key = _behind(key, len(self))
+        raise CocoaError("no row can be encoded")
+
+    def row_id(self, key: Key) -> str:
+        """The name of a row."""
+        return self.dataset.rows[row_of(key)].row_id
+
+    def find_deadly(self, keys: Iterable[Key]) -> None:
+        """Encode rows in a process of their own, and note those that end it."""
+        waiting = [key for key in keys if row_of(key) not in self.deadly]
+        while waiting:
+            done = _survived(self.dataset, waiting)
+            if done < len(waiting):
+                self.deadly.add(row_of(waiting[done]))
+            waiting = waiting[done + 1 :]
+
+
+def row_of(key: Key) -> int:
+    """The row of a dataset's key."""
+    return key[1] if isinstance(key, tuple) else key
+
+
+def _behind(key: Key, rows: int) -> Key:
+    after = (row_of(key) + 1) % rows
+    return (key[0], after) if isinstance(key, tuple) else after
+
+
+def collate_rows(items: Sequence[tuple[Any, dict[str, str]]], collate: Callable[[list[Any]], dict[str, Any]]) -> Any:
+    """A batch of `Rows`, with what was left out of it."""
+    bad = {name: reason for _, each in items for name, reason in each.items()}
+    return collate([sample for sample, _ in items]) | {BAD_ROWS: bad}
+
+
+def outlive_sigterm(worker: int) -> None:
+    """For a worker that loads data: only its parent ends it, so that a run that is asked to stop has its last batch."""
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
+
+
+def _survived(dataset: Any, keys: Sequence[Key]) -> int:
+    """How many rows, one after the other, a process encodes before it ends or hangs."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.Process(target=_encode, args=(dataset, keys, sender), daemon=True)
+    process.start()
+    sender.close()
+    done = 0
+    try:
+        while done < len(keys) and receiver.poll(PATIENCE):
+            receiver.recv()
+            done += 1
+    except EOFError:
+        pass
+    process.kill()
+    process.join()
+    receiver.close()
+    return done
+
+
+def _encode(dataset: Any, keys: Sequence[Key], sender: Any) -> None:
+    for key in keys:
+        with suppress(CocoaError):  # bad, but harmless
+            dataset[key]
+        sender.send(None)

@@ -1,0 +1,296 @@
+"""What goes wrong while a stage trains: numbers, rows, workers, the disk, and somebody who wants it to stop."""
+
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from test_training import distance, make_trainer, weights
+from toy import arguments, prepared, toy_pairs
+from transformers import TrainerCallback
+
+from cocoa.errors import CocoaError
+from cocoa.pairs import Side
+from cocoa.stages import contrastive, training, watch
+from cocoa.stages.loading import DEADLY, Rows
+from cocoa.stages.training import last_checkpoint
+
+SAVING = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "logging_steps": 1}
+
+
+class At(TrainerCallback):
+    """Does something at the beginning of a step, or of every step."""
+
+    def __init__(self, step, action):
+        self.step = step
+        self.action = action
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.step in (state.global_step, None):
+            self.action()
+
+
+def interrupt():
+    raise InterruptedError
+
+
+# ------------------------------------------------------------------------------------------------ numbers
+
+
+def spoil_loss(trainer, steps, what=float("nan")):
+    """The losses of some steps become what is no number."""
+    plain = trainer.compute_loss
+
+    def compute_loss(*args, **kwargs):
+        loss = plain(*args, **kwargs)
+        return loss * what if trainer.state.global_step in steps else loss
+
+    trainer.compute_loss = compute_loss
+
+
+def spoil_gradient(trainer, steps):
+    """The gradients of some steps have an infinite element; their loss is as it was."""
+    parameter = next(p for p in trainer.model.parameters() if p.requires_grad)
+
+    def hook(gradient):
+        if trainer.state.global_step in steps:
+            gradient = gradient.clone()
+            gradient.view(-1)[0] = float("inf")
+        return gradient
+
+    parameter.register_hook(hook)
+
+
+SPOILERS = {"loss": spoil_loss, "gradient": spoil_gradient}
+
+
+@pytest.mark.parametrize("what", SPOILERS)
+@pytest.mark.parametrize("stage", ["joint_reconstruction", "contrastive"])
+def test_a_bad_number_ends_the_run_and_names_the_rows(tiny_backbone, tmp_path, stage, what):
+    trainer = make_trainer(stage, tiny_backbone(), tmp_path, **SAVING)
+    SPOILERS[what](trainer, {2})
+    with pytest.raises(CocoaError, match=f"step 3: the {what} is not finite; its rows are toy") as raised:
+        trainer.train_or_resume()
+    rows = json.loads((tmp_path / "bad-step-3.json").read_text())
+    assert len(rows) == 8 and rows[0] in str(raised.value)
+    epoch, place = divmod(2, trainer.sampler.steps_per_epoch)
+    assert rows == [trainer.train_dataset.rows[i].row_id for i in trainer.sampler.order(epoch)[8 * place :][:8]]
+    assert last_checkpoint(tmp_path).name == "checkpoint-2"
+    assert all(parameter.isfinite().all() for parameter in weights(trainer).values())
+
+
+@pytest.mark.parametrize("what", SPOILERS)
+def test_a_bad_step_is_left_out_on_demand(tiny_backbone, tmp_path, what, caplog):
+    """The weights after it are those before it, and the count goes on after a restart."""
+    options = SAVING | {"on_nonfinite": "skip", "warmup_steps": 0}
+    trainer = make_trainer("eos_bridge", tiny_backbone(), tmp_path, **options)
+    SPOILERS[what](trainer, {1})
+    seen = []
+    trainer.add_callback(At(None, lambda: seen.append(weights(trainer))))
+    trainer.add_callback(At(3, interrupt))
+    with pytest.raises(InterruptedError):
+        trainer.train_or_resume()
+    assert distance(seen[0], seen[1]) > 0 and distance(seen[1], seen[2]) == 0 and distance(seen[2], seen[3]) > 0
+    assert f"step 2 is left out: the {what} is not finite" in caplog.text
+    again = make_trainer("eos_bridge", tiny_backbone(), tmp_path, **options)
+    again.train_or_resume()
+    assert again.account["skipped_steps"] == 1
+    json.dumps(again.state.log_history, allow_nan=False)
+
+
+def test_a_model_gone_bad_is_given_up(tiny_backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "PATIENCE", 2)
+    trainer = make_trainer("eos_bridge", tiny_backbone(), tmp_path, on_nonfinite="skip", **SAVING)
+    spoil_loss(trainer, {1, 2, 3})
+    with pytest.raises(CocoaError, match="2 steps were left out one after the other; step 4"):
+        trainer.train_or_resume()
+
+
+# --------------------------------------------------------------------------------------------------- rows
+
+
+@pytest.fixture
+def torn_pairs(tmp_path):
+    """Twenty pairs, of which the images of 3 and 4 cannot be read."""
+    pairs = toy_pairs(20)
+    for row in (3, 4):
+        file = tmp_path / f"torn-{row}.png"
+        file.write_bytes(b"\x89PNG torn")
+        pairs[row] = replace(pairs[row], query=Side(image=str(file)))
+    return pairs
+
+
+def contrastive_trainer(backbone, pairs, folder, **options):
+    known = {"batch_size": 4, "max_steps": 5, "tokens_per_pass": 100}
+    return contrastive.build_trainer(
+        backbone, pairs, [], arguments(contrastive.ContrastiveArguments, folder, **known | options)
+    )
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_row_that_cannot_be_read_is_an_error(tiny_backbone, torn_pairs, tmp_path, workers):
+    trainer = contrastive_trainer(tiny_backbone(), torn_pairs, tmp_path, dataloader_num_workers=workers)
+    with pytest.raises(CocoaError, match=r"row toy0/[34]: .*torn-[34].png: not a readable image"):
+        trainer.train_or_resume()
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_row_behind_takes_the_place_of_a_bad_one(tiny_backbone, torn_pairs, tmp_path, workers, caplog):
+    options = {"on_bad_row": "skip", "max_bad_share": 0.1, "dataloader_num_workers": workers}
+    trainer = contrastive_trainer(tiny_backbone(), torn_pairs, tmp_path / "torn", **options)
+    trainer.train_or_resume()
+    assert sorted(trainer.account["bad_rows"]) == ["toy0/3", "toy0/4"]
+    assert caplog.text.count("left out, and the row behind it in its place: row toy0/3") == 1
+    whole = list(torn_pairs)
+    whole[3] = whole[4] = whole[5]
+    plain = contrastive_trainer(tiny_backbone(), whole, tmp_path / "whole")
+    plain.train_or_resume()
+    assert distance(weights(trainer), weights(plain)) == 0
+
+
+def test_too_many_bad_rows_are_an_error(tiny_backbone, torn_pairs, tmp_path):
+    trainer = contrastive_trainer(tiny_backbone(), torn_pairs, tmp_path, on_bad_row="skip", max_bad_share=0.05)
+    with pytest.raises(CocoaError, match=r"2 rows could not be used, more than max_bad_share 0.05 of 20 allows"):
+        trainer.train_or_resume()
+
+
+def make_deadly(trainer, rows):
+    """Encoding these rows ends the process."""
+    plain = type(trainer.train_dataset).__getitem__
+
+    class Dataset(type(trainer.train_dataset)):
+        def __getitem__(self, key):
+            row = key[1] if isinstance(key, tuple) else key
+            if row in rows:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return plain(self, key)
+
+    trainer.train_dataset.__class__ = Dataset
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["eos_bridge", "contrastive"])
+def test_a_row_that_kills_its_worker_is_left_out(tiny_backbone, tmp_path, stage, caplog):
+    """And the weights are what they would have been, had the row been known to be bad."""
+    results = []
+    for name in ("deadly", "known"):
+        options = {"on_bad_row": "skip", "max_bad_share": 0.1, "dataloader_num_workers": 1, "max_steps": 4}
+        trainer = make_trainer(stage, tiny_backbone(), tmp_path / name, **options)
+        if name == "deadly":
+            make_deadly(trainer, {5, 11})
+        else:
+            trainer._deadly |= {5, 11}
+        trainer.train_or_resume()
+        results.append(weights(trainer))
+        (bad,) = {frozenset(trainer.account["bad_rows"])}
+        assert {row.rpartition("/")[2] for row in bad} == {"5", "11"}
+        assert all(DEADLY in reason for reason in trainer.account["bad_rows"].values())
+    assert distance(*results) == 0
+
+
+@pytest.mark.slow
+def test_a_row_that_kills_its_worker_is_an_error_by_default(tiny_backbone, tmp_path):
+    trainer = make_trainer("eos_bridge", tiny_backbone(), tmp_path, dataloader_num_workers=1, max_steps=4)
+    make_deadly(trainer, {5})
+    with pytest.raises(CocoaError, match=f"row toy/5: {DEADLY}"):
+        trainer.train_or_resume()
+
+
+@pytest.mark.slow
+def test_workers_that_end_for_no_row_end_the_run_in_the_end(tiny_backbone, tmp_path):
+    trainer = make_trainer("eos_bridge", tiny_backbone(), tmp_path, dataloader_num_workers=1, max_steps=4)
+    main = os.getpid()
+    plain = trainer.data_collator
+
+    def collate(samples):
+        if os.getpid() != main:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(samples)
+
+    trainer.data_collator = collate
+    with pytest.raises(CocoaError, match="workers that load data end again and again"):
+        trainer.train_or_resume()
+
+
+def test_a_row_that_hangs_is_deadly_too(monkeypatch):
+    class Slow:
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, key):
+            if key == 1:
+                signal.pause()
+            return key
+
+    monkeypatch.setattr("cocoa.stages.loading.PATIENCE", 1.0)
+    rows = Rows(Slow(), "skip", set())
+    rows.find_deadly([0, 1])
+    assert rows.deadly == {1}
+
+
+# --------------------------------------------------------------------------------------------------- disk
+
+
+FAULTS = {
+    "no space for weights": ("save_file", SafetensorError("Error while serializing: I/O error: No space left on")),
+    "no space for a mark": ("os.replace", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_full_disk_leaves_the_checkpoint_before(tiny_backbone, tmp_path, monkeypatch, fault):
+    name, error = FAULTS[fault]
+    whole = make_trainer("eos_bridge", tiny_backbone(), tmp_path / "whole", **SAVING)
+    whole.train_or_resume()
+    options = SAVING | {"save_total_limit": 1}
+    trainer = make_trainer("eos_bridge", tiny_backbone(), tmp_path / "full", **options)
+
+    def fail(*args, **kwargs):
+        raise error
+
+    with monkeypatch.context() as patched:
+        trainer.add_callback(At(2, lambda: patched.setattr(f"cocoa.stages.training.{name}", fail)))
+        with pytest.raises(CocoaError, match=r"checkpoint-3: cannot be written .* what was saved before is whole"):
+            trainer.train_or_resume()
+    assert [path.name for path in (tmp_path / "full").glob("checkpoint-*")] == ["checkpoint-2"]
+    again = make_trainer("eos_bridge", tiny_backbone(), tmp_path / "full", **options)
+    again.train_or_resume()
+    assert distance(weights(again), weights(whole)) == 0
+    assert training.complete_checkpoints(tmp_path / "full") == [tmp_path / "full" / "checkpoint-4"]
+
+
+# ------------------------------------------------------------------------------------------------ SIGTERM
+
+
+def stop_all():
+    """As a scheduler does: SIGTERM to the run and to its workers."""
+    processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+    subprocess.run(["kill", "-TERM", *map(str, processes)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "workers"),
+    [("joint_reconstruction", 0), ("contrastive", 0), pytest.param("eos_bridge", 1, marks=pytest.mark.slow)],
+)
+def test_sigterm_saves_and_ends_within_a_step(tiny_backbone, tmp_path, stage, workers):
+    options = {"max_steps": 4, "logging_steps": 1, "dataloader_num_workers": workers}
+    whole = make_trainer(stage, prepared(tiny_backbone(), stage), tmp_path / "whole", **options)
+    whole.train_or_resume()
+    before = signal.getsignal(signal.SIGTERM)
+    trainer = make_trainer(stage, prepared(tiny_backbone(), stage), tmp_path / "stopped", **options)
+    trainer.add_callback(At(1, stop_all))
+    with pytest.raises(SystemExit) as ended:
+        trainer.train_or_resume()
+    assert ended.value.code == 143
+    assert trainer.state.global_step == 2 and last_checkpoint(tmp_path / "stopped").name == "checkpoint-2"
+    assert signal.getsignal(signal.SIGTERM) is before
+    torch.manual_seed(123)
+    again = make_trainer(stage, prepared(tiny_backbone(), stage), tmp_path / "stopped", **options)
+    again.train_or_resume()
+    assert distance(weights(again), weights(whole)) == 0
