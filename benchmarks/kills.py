@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 
 console = Console(width=120)
 STAGES = ("joint_reconstruction", "eos_bridge", "contrastive")
-STEPS = 80
+STEPS = 40
 """Of each stage."""
 FOLDERS = ("1-joint_reconstruction", "2-eos_bridge", "final")
 

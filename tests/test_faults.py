@@ -71,7 +71,7 @@ SPOILERS = {"loss": spoil_loss, "gradient": spoil_gradient}
 
 
 @pytest.mark.parametrize("what", SPOILERS)
-@pytest.mark.parametrize("stage", ["joint_reconstruction", "contrastive"])
+@pytest.mark.parametrize("stage", ["joint_reconstruction", pytest.param("contrastive", marks=pytest.mark.slow)])
 def test_a_bad_number_ends_the_run_and_names_the_rows(tiny_backbone, tmp_path, stage, what):
     trainer = make_trainer(stage, tiny_backbone(), tmp_path, **SAVING)
     SPOILERS[what](trainer, {2})
@@ -85,7 +85,7 @@ def test_a_bad_number_ends_the_run_and_names_the_rows(tiny_backbone, tmp_path, s
     assert all(parameter.isfinite().all() for parameter in weights(trainer).values())
 
 
-@pytest.mark.parametrize("what", SPOILERS)
+@pytest.mark.parametrize("what", ["loss", pytest.param("gradient", marks=pytest.mark.slow)])
 def test_a_bad_step_is_left_out_on_demand(tiny_backbone, tmp_path, what, caplog):
     """The weights after it are those before it, and the count goes on after a restart."""
     options = SAVING | {"on_nonfinite": "skip", "warmup_steps": 0}
@@ -104,6 +104,7 @@ def test_a_bad_step_is_left_out_on_demand(tiny_backbone, tmp_path, what, caplog)
     json.dumps(again.state.log_history, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_a_model_gone_bad_is_given_up(tiny_backbone, tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "PATIENCE", 2)
     trainer = make_trainer("eos_bridge", tiny_backbone(), tmp_path, on_nonfinite="skip", **SAVING)
@@ -237,15 +238,15 @@ def test_a_row_that_hangs_is_deadly_too(monkeypatch):
 # --------------------------------------------------------------------------------------------------- disk
 
 
-FAULTS = {
-    "no space for weights": ("save_file", SafetensorError("Error while serializing: I/O error: No space left on")),
-    "no space for a mark": ("os.replace", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
+NO_SPACE = {
+    "weights": ("save_file", SafetensorError("Error while serializing: I/O error: No space left on")),
+    "mark": ("os.replace", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [pytest.param("weights", marks=pytest.mark.slow), "mark"])
 def test_a_full_disk_leaves_the_checkpoint_before(tiny_backbone, tmp_path, monkeypatch, fault):
-    name, error = FAULTS[fault]
+    name, error = NO_SPACE[fault]
     whole = make_trainer("eos_bridge", tiny_backbone(), tmp_path / "whole", **SAVING)
     whole.train_or_resume()
     options = SAVING | {"save_total_limit": 1}
@@ -276,7 +277,7 @@ def stop_all():
 
 @pytest.mark.parametrize(
     ("stage", "workers"),
-    [("joint_reconstruction", 0), ("contrastive", 0), pytest.param("eos_bridge", 1, marks=pytest.mark.slow)],
+    [("contrastive", 0), *(pytest.param("eos_bridge", workers, marks=pytest.mark.slow) for workers in (0, 1))],
 )
 def test_sigterm_saves_and_ends_within_a_step(tiny_backbone, tmp_path, stage, workers):
     options = {"max_steps": 4, "logging_steps": 1, "dataloader_num_workers": workers}

@@ -234,6 +234,7 @@ def test_another_recipe_in_the_same_folder_is_a_mistake(recipe, tiny_backbone_pa
     assert train(parse_recipe(other)).is_dir()
 
 
+@pytest.mark.slow
 def test_a_changed_recipe_goes_on_where_that_is_asked_for(recipe, tiny_backbone_path, photo_data, caplog):
     """A stage that was stopped goes on from its checkpoint with the new learning rate; what is done stays."""
     content = short_recipe(tiny_backbone_path(), photo_data, recipe.output_dir)

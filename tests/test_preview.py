@@ -311,6 +311,7 @@ def test_devices_share_batch_and_time(recipe, found):
         preview(recipe, tflops=0)
 
 
+@pytest.mark.slow
 def test_a_batch_that_fits_is_embedded_once(recipe, found, tmp_path, photo_data):
     whole = make_recipe(recipe.backbone, tmp_path, photo_data / "MMEB-train", contrastive={"tokens_per_pass": 10_000})
     once, twice = preview(whole).stages[CONTRASTIVE].estimate, found.stages[CONTRASTIVE].estimate
