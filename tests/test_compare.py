@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 from cocoa.account import FACTS
 from cocoa.bootstrap import interval, outcomes, resampled_differences
 from cocoa.catalogue import datasets as table
-from cocoa.checkpoint import write_json
 from cocoa.cli import app
 from cocoa.compare import Score, compare, read_run
 from cocoa.compare_table import markdown, numbers, sections
 from cocoa.errors import CocoaError
+from cocoa.files import write_json
 from cocoa.metrics import metrics
 from cocoa.scores import write_ranks, write_scores
 

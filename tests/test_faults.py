@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from cocoa.errors import CocoaError
 from cocoa.pairs import Side
 from cocoa.stages import contrastive, training, watch
-from cocoa.stages.loading import DEADLY, Rows
+from cocoa.stages.loading import DEADLY, find_deadly
 from cocoa.stages.training import last_checkpoint
 
 SAVING = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "logging_steps": 1}
@@ -230,16 +230,17 @@ def test_a_row_that_hangs_is_deadly_too(monkeypatch):
             return key
 
     monkeypatch.setattr("cocoa.stages.loading.PATIENCE", 1.0)
-    rows = Rows(Slow(), "skip", set())
-    rows.find_deadly([0, 1])
-    assert rows.deadly == {1}
+    assert find_deadly(Slow(), [0, 1]) == {1}
 
 
 # --------------------------------------------------------------------------------------------------- disk
 
 
 NO_SPACE = {
-    "weights": ("save_file", SafetensorError("Error while serializing: I/O error: No space left on")),
+    "weights": (
+        "cocoa.stages.training.save_file",
+        SafetensorError("I/O error: No space left on device"),
+    ),
     "mark": ("os.replace", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
 }
 
@@ -256,7 +257,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tiny_backbone, tmp_path, monke
         raise error
 
     with monkeypatch.context() as patched:
-        trainer.add_callback(At(2, lambda: patched.setattr(f"cocoa.stages.training.{name}", fail)))
+        trainer.add_callback(At(2, lambda: patched.setattr(name, fail)))
         with pytest.raises(CocoaError, match=r"checkpoint-3: cannot be written .* what was saved before is whole"):
             trainer.train_or_resume()
     assert [path.name for path in (tmp_path / "full").glob("checkpoint-*")] == ["checkpoint-2"]

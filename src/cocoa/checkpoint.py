@@ -31,6 +31,7 @@ import cocoa
 from cocoa.architectures import locate
 from cocoa.backbone import Backbone, Form
 from cocoa.errors import CocoaError
+from cocoa.files import write_json
 from cocoa.inputs import MAX_LENGTH
 from cocoa.special_tokens import compression_names
 
@@ -212,11 +213,6 @@ def _save_side_files(backbone: Backbone, folder: Path) -> None:
             "similarity_fn_name": "cosine",
         },
     )
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON to be read by people too."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -99,10 +99,7 @@ def _check_pairs(report: DataReport, found: PairSet, root: str | None) -> None:
     """Fill in the report of training pairs, whose reader has left some out already."""
     for reasons in found.left_out.values():
         report.left_out |= reasons
-    used = {
-        pair.row: [str(side.image) for side in (pair.query, pair.target, *pair.negatives) if side.image is not None]
-        for pair in found.pairs
-    }
+    used = {pair.row: [str(side.image) for side in pair.sides if side.image is not None] for pair in found.pairs}
     paths = dict.fromkeys(path for images in used.values() for path in images)
     faults = missing_images(paths, root)
     looked = inspect_images(path for path in paths if path not in faults)

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from cocoa.architectures import EMBEDDED
 from cocoa.catalogue import stage_rows
-from cocoa.checkpoint import versions, write_json
+from cocoa.checkpoint import versions
 from cocoa.embedding import load_embedder
 from cocoa.errors import CocoaError
 from cocoa.eval_inputs import distinct_inputs
 from cocoa.evaluation import score
+from cocoa.files import write_json
 from cocoa.gallery import Gallery, gallery
 from cocoa.mmeb_eval import EvalDataset, read_eval
 from cocoa.pairs import Pair

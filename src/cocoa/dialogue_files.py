@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cocoa.files import unfinished
 from cocoa.pairs import Turn
 
 DIALOGUE = pa.list_(pa.struct([(name, pa.string()) for name in Turn._fields]))
@@ -41,8 +41,3 @@ def write_table(path: Path, table: pa.Table) -> None:
     with_unfinished = unfinished(path)
     pq.write_table(table, with_unfinished)
     os.replace(with_unfinished, path)
-
-
-def unfinished(path: Path) -> Path:
-    """Where a file is written before it is renamed to `path`; no two writers have the same."""
-    return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")

@@ -23,12 +23,13 @@ import pyarrow.parquet as pq
 from PIL import Image
 from rich.progress import Progress
 
-from cocoa.checkpoint import versions, write_json
+from cocoa.checkpoint import versions
 from cocoa.conversations import Outcome, Prompts, Request, converse, counts, reason_to_drop
-from cocoa.dialogue_files import DIALOGUE, FILE_NAME, as_records, unfinished, write_dialogues_file, write_table
+from cocoa.dialogue_files import DIALOGUE, FILE_NAME, as_records, write_dialogues_file, write_table
 from cocoa.dialogue_parsing import Dropped
 from cocoa.embedding import prepared
 from cocoa.errors import CocoaError
+from cocoa.files import write_json
 from cocoa.generation import Engine, identify, load_engine, shrink
 from cocoa.image_listing import Listing, Picture, list_pictures, relative_path
 from cocoa.images import load_image
@@ -171,8 +172,7 @@ def _claim(settings: Settings, output: Path) -> None:
                     other = f"other {key}" if key == "prompts" else f"another {key} ({found.get(key)!r})"
                     raise CocoaError(f"{output}: made with {other}; choose another --output")
         output.mkdir(parents=True, exist_ok=True)
-        write_json(unfinished(mark), wanted)
-        os.replace(unfinished(mark), mark)
+        write_json(mark, wanted)
     except (OSError, ValueError, AttributeError) as error:
         raise CocoaError(f"{output}: cannot be used ({error}); choose another --output") from None
 

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from cocoa.dialogue_files import unfinished
 from cocoa.embedding_cache import content_key
 from cocoa.errors import CocoaError
+from cocoa.files import unfinished
 from cocoa.images import load_image
 from cocoa.pairs import Side, Turn
 from cocoa.parsing import check_keys

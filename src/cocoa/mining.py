@@ -217,12 +217,7 @@ def choose_negatives(
 
 def _image_digests(pairs: Sequence[Pair]) -> dict[str, bytes]:
     """A hash of what each image file of the pairs holds."""
-    rows = {
-        side.image: pair
-        for pair in reversed(pairs)
-        for side in (pair.query, pair.target, *pair.negatives)
-        if isinstance(side.image, str)
-    }
+    rows = {side.image: pair for pair in reversed(pairs) for side in pair.sides if isinstance(side.image, str)}
     looked = inspect_images(rows)
     for path, inspected in looked.items():
         if inspected.fault:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,8 @@ from filelock import FileLock, Timeout
 
 from cocoa.checkpoint import read_record
 from cocoa.errors import CocoaError
-from cocoa.recipe import Recipe, differences
+from cocoa.files import write_json
+from cocoa.recipe import differences
 from cocoa.stages.training import last_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ NAMED = 4
 """Changed settings that a message names."""
 
 
-def is_done(recipe: Recipe, index: int, folder: Path, accept_changes: bool) -> bool:
+def is_done(folder: Path, settings: dict[str, Any], accept_changes: bool) -> bool:
     """Whether a stage's checkpoint is in its folder.
 
     Raises:
@@ -33,9 +33,9 @@ def is_done(recipe: Recipe, index: int, folder: Path, accept_changes: bool) -> b
     """
     if not folder.exists():
         return False
-    record = read_record(folder)
-    if record.get("fingerprint") != recipe.fingerprint(index + 1):
-        _refuse(folder, record.get("settings"), recipe.settings(index + 1), accept_changes)
+    before = read_record(folder).get("settings")
+    if before != settings:
+        _refuse(folder, before, settings, accept_changes)
     return True
 
 
@@ -52,9 +52,7 @@ def claim(folder: Path, settings: dict[str, Any], accept_changes: bool) -> None:
     if last_checkpoint(folder) is not None:
         _refuse(folder, before, settings, accept_changes)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = mark.with_suffix(".partial")
-    partial.write_text(json.dumps(settings), encoding="utf-8")
-    os.replace(partial, mark)
+    write_json(mark, settings)
 
 
 def _refuse(folder: Path, before: dict[str, Any] | None, now: dict[str, Any], accept_changes: bool) -> None:

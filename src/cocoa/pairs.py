@@ -75,6 +75,11 @@ class Pair:
         """`dataset/row`: names this row in messages, and seeds its masks."""
         return f"{self.dataset}/{self.row}"
 
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """Query, target and all negatives."""
+        return (self.query, self.target, *self.negatives)
+
 
 @dataclass(slots=True)
 class PairSet:
@@ -225,5 +230,5 @@ def check_images(pairs: Iterable[Pair]) -> None:
     Raises:
         CocoaError: names the first missing file, its data set and row, and how many are missing.
     """
-    sides = ((s, p) for p in pairs for s in (p.query, p.target, *p.negatives))
+    sides = ((s, p) for p in pairs for s in p.sides)
     check_image_files((s.image, p.dataset, p.row) for s, p in sides if isinstance(s.image, str))

@@ -24,13 +24,7 @@ from transformers import set_seed
 from cocoa.account import history
 from cocoa.adapters import adapted_layers, add_adapters, describe, merge_adapters
 from cocoa.backbone import Backbone, Form, load_backbone
-from cocoa.checkpoint import (
-    LOG_NAME,
-    as_sentence_transformer,
-    recorded_form,
-    save_checkpoint,
-    writing,
-)
+from cocoa.checkpoint import LOG_NAME, as_sentence_transformer, recorded_form, save_checkpoint, writing
 from cocoa.embedding import Embedder
 from cocoa.errors import CocoaError
 from cocoa.output_folder import claim, is_done, owned
@@ -65,9 +59,8 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
     """
     state = this_process()
     with owned(recipe.output_dir, state.is_main_process):
-        done = [
-            is_done(recipe, index, stage_folder(recipe, index), accept_changes) for index in range(len(recipe.stages))
-        ]
+        folders = enumerate(stage_folders(recipe), 1)
+        done = [is_done(folder, recipe.settings(stages), accept_changes) for stages, folder in folders]
         forms = stage_forms(recipe)  # a mistake in a later stage is found before the first one
         source = recipe.backbone
         for index, stage in enumerate(recipe.stages):

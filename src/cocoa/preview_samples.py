@@ -177,8 +177,7 @@ def sample(data: StageDataset, backbone: Backbone, index: int, row_id: str) -> S
     else:
         pair, row = data.rows[index], data[index]
         ids = row.pop("label")
-        sides = [pair.query, pair.target, *pair.negatives]
-        for column, side, content_id in zip_longest(row, sides[: len(row)], [None, *ids]):
+        for column, side, content_id in zip_longest(row, pair.sides[: len(row)], [None, *ids]):
             name = column.replace("_", " ")
             instructions[name] = side.instruction.strip() if side else ""
             if content_id == FILLER_ID:

@@ -20,8 +20,8 @@ import yaml
 from torch import Tensor
 
 from cocoa.catalogue import datasets
-from cocoa.checkpoint import write_json
 from cocoa.errors import CocoaError
+from cocoa.files import write_json
 from cocoa.metrics import GROUPS, summary
 
 ABOUT = ("model", "model_hash", "recipe", "split", "image", "prompt_style", "max_length", "versions")

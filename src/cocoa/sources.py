@@ -15,11 +15,12 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cocoa.bad_rows import Policy
 from cocoa.catalogue import NEGATIVE_COLUMNS, TRAIN_COLUMNS, pair_reader
 from cocoa.errors import CocoaError
 from cocoa.mmeb import list_subsets, read_train, select_subsets
@@ -56,7 +57,7 @@ class DataConfig:
     hard_negatives: int = 0
     image_root: str | None = None
     validation: str | None = None
-    on_bad_row: Literal["error", "skip"] = "error"
+    on_bad_row: Policy = "error"
     max_bad_share: float = 0.01
 
     def __post_init__(self) -> None:

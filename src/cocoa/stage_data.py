@@ -60,7 +60,7 @@ def stage_data(stage: Stage, backbone: Backbone, args: StageArguments) -> StageD
         for pair in pairs:
             if pair.target == Side():
                 left_out.setdefault(pair.dataset, Counter())["a dialogue without a caption has no target"] += 1
-            elif all(backbone.fits(side, args.max_length) for side in (pair.query, pair.target, *pair.negatives)):
+            elif all(backbone.fits(side, args.max_length) for side in pair.sides):
                 data.pairs.append(pair)
             else:
                 left_out.setdefault(pair.dataset, Counter())["image and instruction fill max_length"] += 1
@@ -94,21 +94,20 @@ def with_images(pairs: Sequence[Pair], most: float, left_out: dict[str, Counter[
     Raises:
         CocoaError: more than that share of them are left out.
     """
-    paths = [
-        [side.image for side in (pair.query, pair.target, *pair.negatives) if isinstance(side.image, str)]
-        for pair in pairs
-    ]
-    missing = missing_images(path for own in paths for path in own)
-    kept = [pair for pair, own in zip(pairs, paths, strict=True) if missing.keys().isdisjoint(own)]
-    if len(pairs) - len(kept) > most * len(pairs):
+    images = (side.image for pair in pairs for side in pair.sides)
+    missing = missing_images(image for image in images if isinstance(image, str))
+    kept: list[Pair] = []
+    lacking: list[Pair] = []
+    for pair in pairs:
+        lacks = any(isinstance(side.image, str) and side.image in missing for side in pair.sides)
+        (lacking if lacks else kept).append(pair)
+    if len(lacking) > most * len(pairs):
         raise CocoaError(
-            f"{len(pairs) - len(kept)} of {len(pairs)} rows lack an image, more than data.max_bad_share {most:g} "
-            f"allows; unpack the images, or name the folder that holds them (data.image_root). The first: "
-            f"{next(iter(missing))}"
+            f"{len(lacking)} of {len(pairs)} rows lack an image, more than data.max_bad_share {most:g} allows; "
+            f"unpack the images, or name the folder that holds them (data.image_root). The first: {next(iter(missing))}"
         )
-    for pair, own in zip(pairs, paths, strict=True):
-        if not missing.keys().isdisjoint(own):
-            left_out.setdefault(pair.dataset, Counter())["an image is missing"] += 1
+    for pair in lacking:
+        left_out.setdefault(pair.dataset, Counter())["an image is missing"] += 1
     return kept
 
 

@@ -6,20 +6,17 @@ found by encoding those that were under way in processes of their own.
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from cocoa.errors import CocoaError
-
-logger = logging.getLogger(__name__)
 
 Key = Any
 """Of a dataset: a row, or `(epoch, row)`."""
@@ -36,7 +33,7 @@ class Rows(Dataset):
     Args:
         dataset: of samples, by row or `(epoch, row)`; its `rows` have a `row_id`.
         policy: `error` or `skip`.
-        deadly: rows that end the process that encodes them; `find_deadly` adds to them.
+        deadly: rows that end the process that encodes them, which are bad.
     """
 
     def __init__(self, dataset: Any, policy: str, deadly: set[int]) -> None:
@@ -66,14 +63,16 @@ class Rows(Dataset):
         """The name of a row."""
         return self.dataset.rows[row_of(key)].row_id
 
-    def find_deadly(self, keys: Iterable[Key]) -> None:
-        """Encode rows in a process of their own, and note those that end it."""
-        waiting = [key for key in keys if row_of(key) not in self.deadly]
-        while waiting:
-            done = _survived(self.dataset, waiting)
-            if done < len(waiting):
-                self.deadly.add(row_of(waiting[done]))
-            waiting = waiting[done + 1 :]
+
+def find_deadly(dataset: Any, keys: Sequence[Key]) -> set[int]:
+    """The rows that end, or hang, the process that encodes them; they are tried in processes of their own."""
+    deadly: set[int] = set()
+    while keys:
+        done = _survived(dataset, keys)
+        if done < len(keys):
+            deadly.add(row_of(keys[done]))
+        keys = keys[done + 1 :]
+    return deadly
 
 
 def row_of(key: Key) -> int:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -44,8 +43,9 @@ from cocoa.account import Meter
 from cocoa.checkpoint import writing
 from cocoa.errors import CocoaError
 from cocoa.features import keep_features
+from cocoa.files import write_json
 from cocoa.stages import watch
-from cocoa.stages.loading import BAD_ROWS, Rows, collate_rows, outlive_sigterm
+from cocoa.stages.loading import BAD_ROWS, Rows, collate_rows, find_deadly, outlive_sigterm, row_of
 from cocoa.stages.progress import ProgressLine
 from cocoa.stages.sampling import FollowEpoch, GlobalBatchSampler
 
@@ -133,8 +133,8 @@ class StageTrainer(Trainer):
         under_way = 1 + (workers + 1) * (self.args.dataloader_prefetch_factor or 2)
         mine = islice(self.sampler, state.process_index, None, state.num_processes)
         batches = islice(mine, done, done + under_way)
-        rows = Rows(self.train_dataset, self.args.on_bad_row, self._deadly)
-        rows.find_deadly(key for batch in batches for key in batch)
+        keys = [key for batch in batches for key in batch if row_of(key) not in self._deadly]
+        self._deadly |= find_deadly(self.train_dataset, keys)
         with torch.random.fork_rng(
             devices=[]
         ):  # a loader draws a number when it starts; weights shall not depend on it
@@ -257,9 +257,7 @@ class StageTrainer(Trainer):
                 super()._save_checkpoint(*args, **kwargs)
                 account = self._account()  # waits for everyone
                 if self.is_world_process_zero():
-                    partial = checkpoint / f"{COMPLETE_NAME}.partial"
-                    partial.write_text(json.dumps(account), encoding="utf-8")
-                    os.replace(partial, checkpoint / COMPLETE_NAME)
+                    write_json(checkpoint / COMPLETE_NAME, account)
         finally:
             self.args.save_total_limit = most
         if self.is_world_process_zero() and most:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import threading
@@ -18,6 +17,7 @@ from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cocoa.errors import CocoaError
+from cocoa.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class Watch(TrainerCallback):
         listed = self.folder / f"bad-step-{step}.json"
         if self.accelerator.is_main_process:
             listed.parent.mkdir(parents=True, exist_ok=True)
-            listed.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+            write_json(listed, rows)
         others = f" and {len(rows) - NAMED} more, all in {listed}" if len(rows) > NAMED else ""
         return (
             f"step {step}: {what} is not finite; its rows are {', '.join(rows[:NAMED])}{others}. The last checkpoint "
