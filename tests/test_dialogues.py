@@ -162,6 +162,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(
     assert (again.asked == 2 * SCENES + answers) == (not there)
 
 
+@pytest.mark.slow
 def test_a_kill_while_a_shard_is_written_leaves_none(
     scenes: tuple[Path, dict[str, Scene]], engine: Engine, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

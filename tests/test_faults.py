@@ -85,7 +85,8 @@ def test_a_bad_number_ends_the_run_and_names_the_rows(tiny_backbone, tmp_path, s
     assert all(parameter.isfinite().all() for parameter in weights(trainer).values())
 
 
-@pytest.mark.parametrize("what", ["loss", pytest.param("gradient", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("what", SPOILERS)
 def test_a_bad_step_is_left_out_on_demand(tiny_backbone, tmp_path, what, caplog):
     """The weights after it are those before it, and the count goes on after a restart."""
     options = SAVING | {"on_nonfinite": "skip", "warmup_steps": 0}
@@ -134,7 +135,8 @@ def contrastive_trainer(backbone, pairs, folder, **options):
     )
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_row_that_cannot_be_read_is_an_error(tiny_backbone, torn_pairs, tmp_path, workers):
     trainer = contrastive_trainer(tiny_backbone(), torn_pairs, tmp_path, dataloader_num_workers=workers)
     with pytest.raises(CocoaError, match=r"row toy0/[34]: .*torn-[34].png: not a readable image"):
@@ -245,7 +247,8 @@ NO_SPACE = {
 }
 
 
-@pytest.mark.parametrize("fault", [pytest.param("weights", marks=pytest.mark.slow), "mark"])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", NO_SPACE)
 def test_a_full_disk_leaves_the_checkpoint_before(tiny_backbone, tmp_path, monkeypatch, fault):
     name, error = NO_SPACE[fault]
     whole = make_trainer("eos_bridge", tiny_backbone(), tmp_path / "whole", **SAVING)

@@ -10,9 +10,8 @@ from cocoa.adapters import Lora, add_adapters
 @pytest.mark.parametrize(
     "stage",
     [
-        "eos_bridge",
         "contrastive",
-        *(pytest.param(each, marks=pytest.mark.slow) for each in ("compression", "matching")),
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("eos_bridge", "compression", "matching")),
     ],
 )
 def test_cached_features_train_what_pixels_train(tiny_backbone, tmp_path, stage):

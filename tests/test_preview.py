@@ -297,6 +297,7 @@ def test_adapters_and_attention_are_named(found):
     assert found.stages[CONTRASTIVE].attention == "bidirectional; embedding: EOS"
 
 
+@pytest.mark.slow
 def test_devices_share_batch_and_time(recipe, found):
     two = preview(recipe, tflops=200.0, devices=2)
     for one, half in zip(found.stages, two.stages, strict=True):

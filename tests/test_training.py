@@ -153,7 +153,10 @@ def test_worker_count_changes_nothing(tiny_backbone, tmp_path, stage):
 # ------------------------------------------------------------------------------------------- global batch
 
 
-@pytest.mark.parametrize("stage", ["joint_reconstruction", "eos_bridge", "compression"])
+@pytest.mark.parametrize(
+    "stage",
+    ["eos_bridge", *(pytest.param(each, marks=pytest.mark.slow) for each in ("joint_reconstruction", "compression"))],
+)
 def test_eight_by_one_equals_one_by_eight(tiny_backbone, tmp_path, stage):
     results = []
     for accumulation in (1, 8):
