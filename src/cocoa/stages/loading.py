@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+import torch
 from torch.utils.data import Dataset
 
 from cocoa.errors import CocoaError
@@ -124,6 +125,7 @@ def _survived(dataset: Any, keys: Sequence[Key]) -> int:
 
 
 def _encode(dataset: Any, keys: Sequence[Key], sender: Any) -> None:
+    torch.set_num_threads(1)  # a fork has lost the threads of its parent's pool, and would wait for them
     for key in keys:
         with suppress(CocoaError):  # bad, but harmless
             dataset[key]
