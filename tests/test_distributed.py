@@ -34,6 +34,7 @@ def launch(processes, *arguments):
         ]
     command += [str(argument) for argument in arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    environment["PYTHONFAULTHANDLER"] = "1"  # a process that aborts says where
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

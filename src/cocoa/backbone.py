@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
@@ -138,7 +137,7 @@ class Backbone:
             `pixel_values` (patches, bytes) and `image_grid_thw` (1, 3); `pixels.values` makes of the bytes what the
             model takes.
         """
-        image = id(side.image) if isinstance(side.image, Image.Image) else side.image
+        image = side.image if isinstance(side.image, str | None) else id(side.image)
         kept = (side.prompt(), image)
         if self.encoded is not None and kept in self.encoded:
             return dict(self.encoded[kept])

@@ -18,7 +18,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
-from cocoa.cli_data import dialogues, is_main_process, mine, named_subsets, scenes, validate
+from cocoa.cli_data import dialogues, embed, is_main_process, mine, named_subsets, scenes, validate
 from cocoa.errors import CocoaError
 
 app = typer.Typer(
@@ -51,12 +51,14 @@ def train(
     from cocoa.processes import leave
     from cocoa.recipe import load_recipe
 
+    asked: SystemExit | None = None
     try:
         final = run(load_recipe(recipe, overrides or []), accept_changes)
-    except SystemExit:  # asked to stop
-        leave()
-        raise
+    except SystemExit as stop:
+        asked = stop.with_traceback(None)  # which holds the trainer
     leave()
+    if asked is not None:
+        raise asked
     if is_main_process():
         console.print(f"done: [bold]{escape(str(final))}[/bold]", soft_wrap=True)
 
@@ -119,7 +121,7 @@ def evaluate(
         console.print(f"score files: {escape(str(output))}; beside published numbers: {where}", soft_wrap=True)
 
 
-for _command in (validate, scenes, dialogues, mine):
+for _command in (validate, scenes, dialogues, mine, embed):
     app.command()(_command)
 
 

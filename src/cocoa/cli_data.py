@@ -140,6 +140,41 @@ def mine(
     console.print(f"done: [bold]{escape(str(output))}[/bold]", soft_wrap=True)
 
 
+def embed(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
+    source: Annotated[Path, typer.Argument(help="Folder of images or of parquet files; or a file of rows.")],
+    *,
+    output: Annotated[Path, typer.Option(help="Where the parquet files and summary.json are written.")],
+    instruction: Annotated[str, typer.Option(help="For rows that have none of their own.")] = "",
+    batch_size: Annotated[int, typer.Option(help="Inputs encoded at once; of short ones more.")] = 8,
+    part_size: Annotated[int, typer.Option(help="Rows of a file that is written, at most.")] = 10_000,
+    precision: Annotated[str, typer.Option(help="Of the numbers in it: float32 or float16.")] = "float32",
+    max_length: Annotated[int | None, typer.Option(help="Tokens of an input; else as the model was trained.")] = None,
+    text_column: Annotated[str, typer.Option(help="Where a row's text is.")] = "text",
+    image_column: Annotated[str, typer.Option(help="Where its image is: a path, or a file's content.")] = "image",
+    id_column: Annotated[str, typer.Option(help="What it is called; else file and row.")] = "id",
+    image_root: Annotated[Path | None, typer.Option(help="Folder that image paths are relative to.")] = None,
+    on_bad_row: Annotated[str, typer.Option(help="error; or skip: leave rows out that cannot be embedded.")] = "error",
+    max_bad_share: Annotated[float, typer.Option(help="Share of the rows that may be left out.")] = 0.01,
+) -> None:
+    """Embed a corpus into parquet files. A stopped run goes on; a corpus that has grown is embedded where it is new."""
+    from cocoa.corpus import Columns
+    from cocoa.corpus_embedding import FOLDER, SUMMARY_NAME, EmbedSettings, embed_corpus
+    from cocoa.processes import leave
+
+    columns = Columns(id_column, text_column, image_column)
+    how = (instruction, part_size, precision, max_length, image_root, batch_size, on_bad_row, max_bad_share)
+    summary = embed_corpus(EmbedSettings(model, source, columns, *how), output)
+    leave()
+    if is_main_process():
+        if summary["bad_rows"]:
+            where = escape(str(output / SUMMARY_NAME))
+            console.print(f"{len(summary['bad_rows'])} rows left out; {where} says why", soft_wrap=True)
+        console.print(
+            f"done: {summary['rows']:,} embeddings in [bold]{escape(str(output / FOLDER))}[/bold]", soft_wrap=True
+        )
+
+
 def named_subsets(command: str, named: list[str] | None, more: list[str] | None) -> list[str] | str:
     """What `--subsets A B` asks for, which leaves B among the arguments."""
     if more and not named:

@@ -38,6 +38,8 @@ def as_records(turns: Sequence[Turn]) -> list[dict[str, str]] | None:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a parquet file so that it appears only when whole."""
-    with_unfinished = unfinished(path)
-    pq.write_table(table, with_unfinished)
-    os.replace(with_unfinished, path)
+    try:
+        pq.write_table(table, unfinished(path))
+        os.replace(unfinished(path), path)
+    finally:
+        unfinished(path).unlink(missing_ok=True)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from rich.progress import Progress
 
 from cocoa.checkpoint import versions
 from cocoa.conversations import Outcome, Prompts, Request, converse, counts, reason_to_drop
@@ -34,7 +32,7 @@ from cocoa.generation import Engine, identify, load_engine, shrink
 from cocoa.image_listing import Listing, Picture, list_pictures, relative_path
 from cocoa.images import load_image
 from cocoa.pairs import Turn
-from cocoa.processes import this_process
+from cocoa.processes import counting, this_process, wait_for_files
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +40,6 @@ WRITE = ("dialogues", "captions", "both")
 SHARDS, SETTINGS_NAME, SUMMARY_NAME = "shards", "settings.json", "summary.json"
 _DROPPED = pa.list_(pa.struct([(name, pa.string()) for name in Dropped._fields]))
 _SHARD = pa.schema([("image", pa.string()), ("caption", pa.string()), ("dialogue", DIALOGUE), ("dropped", _DROPPED)])
-LOG_EVERY = 30.0
-"""Seconds between two log lines where there is no terminal."""
-WAIT = 0.5
-"""Seconds between two looks at what other processes have written."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +131,7 @@ def write_dialogues(settings: Settings, output: Path, engine: Engine | None = No
         _fill(mine, settings, engine or load_engine(settings.model), state.is_main_process)
     if not state.is_main_process:
         return {}
-    while not all(batch.shard.exists() for batch in missing):  # a barrier would time out where others need long
-        time.sleep(WAIT)
+    wait_for_files(batch.shard for batch in missing)
     return _join(settings, output, listing, batches, started)
 
 
@@ -185,19 +178,11 @@ def _fill(batches: Sequence[Batch], settings: Settings, engine: Engine, shown: b
         return [shrink(load_image(picture.path), settings.image_tokens) for picture in pictures]
 
     batches[0].shard.parent.mkdir(exist_ok=True)
-    terminal, logged = sys.stderr.isatty(), time.monotonic()
-    done, total = 0, sum(len(batch.pictures) for batch in batches)
-    with Progress(disable=not (shown and terminal)) as bar:
-        task = bar.add_task("images", total=total)
+    with counting("images", sum(len(batch.pictures) for batch in batches), shown) as count:
         for (number,), images in prepared([[number] for number in range(len(batches))], images_of):
             batch = batches[number]
-            outcomes = converse(engine, batch.pictures, images, settings.request(batch.key))
-            write_shard(batch, outcomes)
-            done += len(images)
-            bar.advance(task, len(images))
-            if not terminal and time.monotonic() - logged > LOG_EVERY:
-                logger.info("%d/%d images", done, total)
-                logged = time.monotonic()
+            write_shard(batch, converse(engine, batch.pictures, images, settings.request(batch.key)))
+            count(len(images))
 
 
 def write_shard(batch: Batch, outcomes: Sequence[Outcome]) -> None:

@@ -142,19 +142,21 @@ class Embedder:
     def embed_batches(
         self, sides: Sequence[Side], batches: Sequence[list[int]], progress: bool = False
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """The embeddings (n, D) of each batch of sides, as `embed` gives them, one after the other.
+        """The embeddings (n, D) of each batch of sides, as `embed` gives them, one after the other."""
+        with Progress(disable=not (progress and sys.stderr.isatty())) as bar:
+            task = bar.add_task("embedding", total=sum(map(len, batches)))
+            for batch, items in prepared(batches, lambda batch: [self.render(sides[i]) for i in batch]):
+                yield batch, self.encode(items)
+                bar.advance(task, len(batch))
+
+    def encode(self, items: Sequence[Any]) -> Tensor:
+        """Embeddings (n, D) of rendered sides, as one batch.
 
         Normalised once more in float32: in bfloat16 sentence-transformers' lengths are off by up to 0.4 %, enough
         to change who is nearest.
         """
-        with Progress(disable=not (progress and sys.stderr.isatty())) as bar:
-            task = bar.add_task("embedding", total=sum(map(len, batches)))
-            for batch, items in prepared(batches, lambda batch: [self.render(sides[i]) for i in batch]):
-                encoded = self.model.encode(
-                    items, batch_size=len(batch), convert_to_tensor=True, show_progress_bar=False
-                )
-                yield batch, F.normalize(encoded.float(), dim=-1).cpu()
-                bar.advance(task, len(batch))
+        encoded = self.model.encode(list(items), batch_size=len(items), convert_to_tensor=True, show_progress_bar=False)
+        return F.normalize(encoded.float(), dim=-1).cpu()
 
     def _room(self, side: Side) -> int:
         if self.form == "reference":

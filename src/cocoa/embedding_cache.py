@@ -85,6 +85,8 @@ def content_key(side: Side, image_digest: bytes | None = None) -> bytes:
     digest.update(b"\0" + side.text.encode() + b"\0")  # outer whitespace counts in the reference's plain form
     if isinstance(side.image, Image.Image):
         digest.update(f"{side.image.mode}{side.image.size}".encode() + side.image.tobytes())
+    elif isinstance(side.image, bytes):
+        digest.update(side.image)
     elif side.image is not None:
         digest.update(image_digest or b"")
     return digest.digest()

@@ -14,8 +14,8 @@ from PIL import Image
 from cocoa.errors import CocoaError
 from cocoa.image_files import read_member, split_archive
 
-ImageRef = str | Image.Image
-"""An image in memory, or the absolute path of its file."""
+ImageRef = str | bytes | Image.Image
+"""An image in memory, the content of an image file, or the absolute path of one."""
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -39,14 +39,15 @@ def load_image(image: ImageRef, shown: Callable[[Size], Size] | None = None) -> 
     Transparent pixels become white; of an animation the first frame is taken.
 
     Args:
-        image: in memory, or its path.
+        image: in memory, its file's content, or its path.
         shown: the size that an image of a given size is shown in; the file of a JPEG is then decoded at a half, a
             quarter or an eighth of its size where that is enough, and shown in the same size.
 
     Raises:
         CocoaError: the file is missing or no readable image; the message names it.
     """
-    if isinstance(image, str):
+    if not isinstance(image, Image.Image):
+        name = image if isinstance(image, str) else "image"
         try:
             with Image.open(_source(image)) as opened:
                 if shown is not None and opened.format == "JPEG":
@@ -54,9 +55,9 @@ def load_image(image: ImageRef, shown: Callable[[Size], Size] | None = None) -> 
                 opened.load()
                 return _upright(opened)
         except FileNotFoundError:
-            raise CocoaError(f"{image}: no such image file; check the data folder or `image_root`") from None
+            raise CocoaError(f"{name}: no such image file; check the data folder or `image_root`") from None
         except Exception as error:  # Pillow's decoders raise whatever they stumble over
-            raise CocoaError(f"{image}: not a readable image ({error}); replace it or drop its row") from None
+            raise CocoaError(f"{name}: not a readable image ({error}); replace it or drop its row") from None
     return _upright(image)
 
 
@@ -134,8 +135,10 @@ def read_image_bytes(image: str) -> bytes:
         raise CocoaError(f"{image}: cannot be read ({error}); check the data folder or `image_root`") from None
 
 
-def _source(path: str) -> str | io.BytesIO:
-    """What Pillow opens: the path of a file, or an archive member's content."""
+def _source(path: str | bytes) -> str | io.BytesIO:
+    """What Pillow opens: the path of a file, or the content of a file or of an archive's member."""
+    if isinstance(path, bytes):
+        return io.BytesIO(path)
     archive, member = split_archive(path)
     if not archive:
         return path

@@ -44,7 +44,7 @@ class Side:
         if isinstance(self.image, Image.Image):
             digest.update(f"\0{self.image.mode}{self.image.size}".encode() + self.image.tobytes())
         elif self.image is not None:
-            digest.update(b"\0" + self.image.encode())
+            digest.update(b"\0" + (self.image.encode() if isinstance(self.image, str) else self.image))
         return int.from_bytes(digest.digest()) >> 1
 
 

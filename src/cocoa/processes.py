@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from rich.progress import track
+from rich.progress import Progress, track
+
+logger = logging.getLogger(__name__)
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 WORKERS = min(4, os.cpu_count() or 1)
 """Threads of a process that read files."""
+LOG_EVERY = 30.0
+"""Seconds between two log lines where there is no terminal."""
+WAIT = 0.5
+"""Seconds between two looks at what other processes have written."""
 
 
 def this_process() -> PartialState:
@@ -26,8 +37,12 @@ def this_process() -> PartialState:
 
 
 def leave() -> None:
-    """End the process group, the last thing of a run: a process that exits with it open may abort."""
+    """End the process group, the last thing of a run: a process that exits with it open may abort.
+
+    Its threads end with the last reference to it, and trainers, which hold one, refer to themselves.
+    """
     if torch.distributed.is_initialized():
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 
@@ -48,3 +63,34 @@ def shared(function: Callable[[S], T], items: Sequence[S], what: str) -> list[T]
         return results
     parts = gather_object([results])
     return [parts[i % len(parts)][i // len(parts)] for i in range(len(items))]
+
+
+@contextmanager
+def counting(what: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A function that is told how many more are done: a bar on a terminal, else a log line now and then.
+
+    Args:
+        what: is counted.
+        total: of it, in this process.
+        shown: whether this process shows anything.
+    """
+    terminal, done, logged = sys.stderr.isatty(), 0, time.monotonic()
+    with Progress(disable=not (shown and terminal)) as bar:
+        task = bar.add_task(what, total=total)
+
+        def count(more: int) -> None:
+            nonlocal done, logged
+            done += more
+            bar.advance(task, more)
+            if shown and not terminal and time.monotonic() - logged > LOG_EVERY:
+                logger.info("%d/%d %s", done, total, what)
+                logged = time.monotonic()
+
+        yield count
+
+
+def wait_for_files(paths: Iterable[Path]) -> None:
+    """Wait until other processes have written their files; a barrier would time out where they need long."""
+    for path in paths:
+        while not path.exists():
+            time.sleep(WAIT)

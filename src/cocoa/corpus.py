@@ -1,0 +1,233 @@
+"""What `cocoa embed` reads: a folder of images, parquet files or a file of rows, in parts that are read one at a time.
+
+A row may have an `id`, an `instruction`, a `text` and an `image` (the content of a file, a path, or what the library
+`datasets` makes of an image); the columns may have other names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from cocoa.errors import CocoaError
+from cocoa.image_files import missing_images
+from cocoa.pairs import Side
+from cocoa.sources import csv_records, json_records, open_parquet, read_text
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+FILE_SUFFIXES = (".jsonl", ".json", ".csv")
+READ_ROWS = 64
+"""Rows of a parquet file in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold what; one that is not there is empty in every row."""
+
+    id: str = "id"
+    text: str = "text"
+    image: str = "image"
+    instruction: str = "instruction"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a corpus, and why it cannot be embedded (empty where it can)."""
+
+    id: str
+    side: Side
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows that are read, embedded and written together.
+
+    Attributes:
+        name: of the file that will hold their embeddings; another one once the rows change.
+        path: the file they stand in, or the folder whose images they are.
+        start: the first row of the file, from 0.
+        stop: the row behind the last.
+        images: image paths in the folder; empty for a file.
+    """
+
+    name: str
+    path: Path
+    start: int
+    stop: int
+    images: tuple[str, ...] = ()
+
+
+def list_parts(source: Path, size: int, output: Path) -> list[Part]:
+    """The parts of a corpus, in the order of its paths and rows.
+
+    Args:
+        source: a folder of images or of parquet files (any depth), or a parquet, JSONL, JSON or CSV file.
+        size: rows of a part, at most; no part spans two files.
+        output: no part of the source where it lies inside.
+
+    Raises:
+        CocoaError: there is no such source, or nothing in it.
+    """
+    if source.is_dir():
+        paths = [path for path in _below(source) if not path.is_relative_to(output)]
+        tables = [path for path in paths if path.suffix == ".parquet"]
+        images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+        if images and tables:
+            raise CocoaError(f"{source}: both images ({images[0]}) and parquet files ({tables[0]}); name one of them")
+        parts = _image_parts(source, images, size) if images else _table_parts(source, tables, size)
+    elif not source.is_file():
+        raise CocoaError(f"{source}: no such file or folder; name a folder of images, or a file of rows")
+    elif source.suffix in (".parquet", *FILE_SUFFIXES):
+        parts = _table_parts(source.parent, [source], size)
+    else:
+        raise CocoaError(f"{source}: not a folder, nor a file of {', '.join(('.parquet', *FILE_SUFFIXES))}")
+    if not parts:
+        raise CocoaError(
+            f"{source}: nothing to embed in it; name a folder of images or parquet files, or a file of rows"
+        )
+    return parts
+
+
+def read_part(part: Part, columns: Columns, size: int, image_root: Path | None = None) -> Iterator[list[Row]]:
+    """The rows of a part in blocks of `size`, one after the other; the images that are files are seen to exist.
+
+    Args:
+        part: of `list_parts`.
+        columns: of the file.
+        size: rows in memory at a time.
+        image_root: what image paths are relative to, and must not leave; by default the file's folder.
+
+    Raises:
+        CocoaError: the file has none of the columns, or a value is of a wrong type; the message names file and row.
+    """
+    if part.images:
+        rows: Iterator[Row] = (Row(name, Side(image=str(part.path / name))) for name in part.images)
+        root = None  # links in a folder that the user has named are the user's own
+    else:
+        root = os.path.abspath(image_root or part.path.parent)
+        records = _parquet_rows(part, columns) if part.path.suffix == ".parquet" else _file_rows(part, columns)
+        rows = (_row(record, columns, root, part.path, n) for n, record in enumerate(records, part.start + 1))
+    while block := list(islice(rows, size)):
+        missing = missing_images((row.side.image for row in block if isinstance(row.side.image, str)), root)
+        yield [
+            replace(row, fault=f"{row.side.image}: {missing[row.side.image]}")
+            if isinstance(row.side.image, str) and row.side.image in missing
+            else row
+            for row in block
+        ]
+
+
+def _below(folder: Path) -> list[Path]:
+    """All files below a folder; linked folders are not entered."""
+    found = [Path(at, name) for at, _, names in os.walk(os.path.abspath(folder)) for name in names]
+    return sorted(found, key=lambda path: path.as_posix())
+
+
+def _image_parts(folder: Path, images: Sequence[Path], size: int) -> list[Part]:
+    root = Path(os.path.abspath(folder))
+    parts = []
+    for start in range(0, len(images), size):
+        members = images[start : start + size]
+        names = tuple(path.relative_to(root).as_posix() for path in members)
+        states = [(path.stat().st_size, path.stat().st_mtime_ns) for path in members]
+        parts.append(Part(_name("images", start, names, states), root, start, start + len(members), names))
+    return parts
+
+
+def _table_parts(folder: Path, tables: Sequence[Path], size: int) -> list[Part]:
+    parts = []
+    for path in tables:
+        if path.suffix == ".parquet":
+            rows, state = open_parquet(path).metadata.num_rows, _footer(path)
+        else:
+            rows, state = len(_records(path)), hashlib.blake2b(path.read_bytes()).digest()
+        inside = path.relative_to(os.path.abspath(folder) if path.is_absolute() else folder).as_posix()
+        for start in range(0, rows, size):
+            stop = min(start + size, rows)
+            stem = inside.removesuffix(path.suffix).replace("/", "-")
+            parts.append(Part(_name(stem, start, inside, stop, state), path, start, stop))
+    return parts
+
+
+def _name(stem: str, start: int, *state: object) -> str:
+    key = hashlib.blake2b(repr(state).encode(), digest_size=6).hexdigest()
+    return f"{stem[:80]}-{start:010}-{key}.parquet"
+
+
+def _footer(path: Path) -> bytes:
+    """The end of a parquet file, which describes all of it, and its length."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, os.SEEK_END)
+        return size.to_bytes(8) + file.read(length)
+
+
+def _parquet_rows(part: Part, columns: Columns) -> Iterator[Any]:
+    file = open_parquet(part.path)
+    wanted = [name for name in vars(columns).values() if name in file.schema_arrow.names]
+    _check_columns(part.path, file.schema_arrow.names, columns)
+    groups: list[int] = []
+    row = first = 0  # `first`: the row that the first of the groups begins with
+    for number in range(file.metadata.num_row_groups):
+        rows = file.metadata.row_group(number).num_rows
+        if row < part.stop and row + rows > part.start:
+            first = first if groups else row
+            groups.append(number)
+        row += rows
+    for batch in file.iter_batches(READ_ROWS, row_groups=groups, columns=wanted):
+        begin, end = max(part.start - first, 0), min(part.stop - first, len(batch))
+        if begin < end:
+            yield from batch.slice(begin, end - begin).to_pylist()
+        first += len(batch)
+
+
+def _file_rows(part: Part, columns: Columns) -> Iterator[Any]:
+    for where, record in _records(part.path)[part.start : part.stop]:
+        if not isinstance(record, dict):
+            raise CocoaError(f"{where}: not a JSON object; write one row a line")
+        _check_columns(where, record, columns)
+        yield record
+
+
+@lru_cache(maxsize=1)
+def _records(path: Path) -> list[tuple[str, Any]]:
+    """All rows of a JSONL, JSON or CSV file, and where each stands."""
+    read = csv_records if path.suffix == ".csv" else json_records
+    try:
+        return [(where, record) for _, where, record in read(path)]
+    except UnicodeDecodeError as error:
+        raise CocoaError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+
+
+def _check_columns(where: object, there: Sequence[str] | dict[str, Any], columns: Columns) -> None:
+    if columns.text not in there and columns.image not in there:
+        raise CocoaError(
+            f"{where}: neither {columns.text!r} nor {columns.image!r} is there, but {', '.join(map(str, there))}; "
+            "say which holds what (--text-column, --image-column)"
+        )
+
+
+def _row(record: dict[str, Any], columns: Columns, root: str, path: Path, number: int) -> Row:
+    where = f"{path}, row {number}"
+    given = record.get(columns.id)
+    name = f"{path.name}#{number}" if given is None else str(given)
+    image = record.get(columns.image)
+    if isinstance(image, dict):  # how `datasets` stores an image
+        image = image.get("bytes") or image.get("path")
+    if image is not None and not isinstance(image, str | bytes):
+        raise CocoaError(f"{where}: {columns.image} is {type(image).__name__}; write bytes, a path, or {{bytes, path}}")
+    side = Side(
+        read_text(record, columns.instruction, where),
+        read_text(record, columns.text, where),
+        os.path.join(root, image) if isinstance(image, str) and image else image or None,
+    )
+    return Row(name, side, "" if side.text or side.image is not None else "neither text nor image")

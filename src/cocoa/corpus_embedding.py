@@ -1,0 +1,285 @@
+"""`cocoa embed`: the embeddings of a corpus, in one parquet file for each of its parts.
+
+A file is there whole or not at all, and its name stands for the rows it was made of: a run that was stopped, or whose
+corpus has grown, embeds what is missing. Its metadata says which model made it; no other model's is added.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from cocoa.bad_rows import POLICIES
+from cocoa.checkpoint import versions, writing
+from cocoa.corpus import Columns, Part, Row, list_parts, read_part
+from cocoa.dialogue_files import write_table
+from cocoa.embedding import Embedder, load_embedder, prepared
+from cocoa.embedding_cache import hash_folder
+from cocoa.errors import CocoaError
+from cocoa.files import write_json
+from cocoa.processes import counting, this_process, wait_for_files
+
+logger = logging.getLogger(__name__)
+
+FOLDER, SETTINGS_NAME, SUMMARY_NAME = "embeddings", "settings.json", "summary.json"
+METADATA = b"cocoa"
+"""Key in a file's metadata: JSON of the model, its hash, and the rows left out with the reasons."""
+BLOCK = 1024
+"""Rows in memory at a time, which are sorted by length."""
+PRECISIONS = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """What is embedded, and how.
+
+    Attributes:
+        model: checkpoint folder or hub id; any model of sentence-transformers.
+        source: see `cocoa.corpus.list_parts`.
+        columns: of the source's files.
+        instruction: for rows that have none of their own.
+        part_size: rows of a file that is written, at most.
+        precision: of the numbers in it, `float32` or `float16`.
+        max_length: tokens of an input; by default what the model was trained with.
+        image_root: what image paths are relative to, and must not leave; by default the source file's folder.
+        batch_size: inputs embedded at once where they are the longest; of shorter ones more.
+        on_bad_row: a row that cannot be embedded is an `error`, or left out (`skip`).
+        max_bad_share: share of the rows that may be left out.
+    """
+
+    model: str
+    source: Path
+    columns: Columns = field(default_factory=Columns)
+    instruction: str = ""
+    part_size: int = 10_000
+    precision: str = "float32"
+    max_length: int | None = None
+    image_root: Path | None = None
+    batch_size: int = 8
+    on_bad_row: str = "error"
+    max_bad_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise CocoaError(f"precision {self.precision!r}: choose {' or '.join(PRECISIONS)}")
+        if self.on_bad_row not in POLICIES:
+            raise CocoaError(f"on-bad-row {self.on_bad_row!r}: choose {' or '.join(POLICIES)}")
+        for key in ("part_size", "batch_size"):
+            if getattr(self, key) < 1:
+                raise CocoaError(f"{key.replace('_', '-')} {getattr(self, key)}: must be 1 or more")
+        if not 0 < self.max_bad_share <= 1:
+            raise CocoaError(f"max-bad-share {self.max_bad_share}: must be above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Rows of a part: ids and embeddings (N, D) in the order of the corpus, and why others were left out, by id."""
+
+    ids: list[str]
+    embeddings: Tensor
+    bad: dict[str, str]
+
+
+def embed_corpus(settings: EmbedSettings, output: Path) -> dict[str, Any]:
+    """Write `output/embeddings/*.parquet` (columns `id` and `embedding`, unit vectors) and `output/summary.json`.
+
+    Under `accelerate launch` the processes share the parts.
+
+    Args:
+        settings: of the run.
+        output: made where it does not exist; on a disk that all processes share.
+
+    Returns:
+        The summary; of other processes than the main one nothing.
+
+    Raises:
+        CocoaError: a mistake in model or source, a row that cannot be embedded, an `output` of another model or other
+            settings, or a disk that is full.
+    """
+    started, state = time.monotonic(), this_process()
+    output = Path(os.path.abspath(output))
+    parts = list_parts(settings.source, settings.part_size, output)
+    embedder = load_embedder(settings.model, settings.max_length)
+    about = _about(settings, embedder)
+    if state.is_main_process:
+        _claim(about, output)
+    state.wait_for_everyone()
+    if not (output / SETTINGS_NAME).is_file():
+        raise CocoaError(f"{output}: not the same folder for all processes; choose one on a disk that they share")
+    missing = [part for part in parts if not (output / FOLDER / part.name).exists()]
+    rows = sum(part.stop - part.start for part in parts)
+    logger.info("%d rows in %d parts, %d parts to embed", rows, len(parts), len(missing))
+    state.wait_for_everyone()  # before anyone writes: all must see the same parts missing
+    mine = missing[state.process_index :: state.num_processes]
+    left, bad = sum(part.stop - part.start for part in mine), 0
+    with counting("rows", left, state.is_main_process) as count:
+        for part in mine:
+            path = output / FOLDER / part.name
+            found = embed_part(embedder, part, settings, count)
+            bad += len(found.bad)
+            if bad > settings.max_bad_share * max(left, 1):
+                raise CocoaError(
+                    f"{part.path}: {bad} rows could not be embedded, more than max-bad-share "
+                    f"{settings.max_bad_share:g} of {left} allows; the last: {list(found.bad.values())[-1]}"
+                )
+            write_part(path, found, about)
+    if not state.is_main_process:
+        return {}
+    wait_for_files(output / FOLDER / part.name for part in missing)
+    return _summarise(output, parts, about, time.monotonic() - started)
+
+
+def embed_part(
+    embedder: Embedder, part: Part, settings: EmbedSettings, count: Callable[[int], None] = lambda rows: None
+) -> Embedded:
+    """The embeddings of one part of a corpus: all that a worker of another scheduler (Ray, Spark) needs.
+
+    Args:
+        embedder: of the model.
+        part: of `cocoa.corpus.list_parts`.
+        settings: of the run.
+        count: told how many more rows are done.
+
+    Raises:
+        CocoaError: a row cannot be embedded, and bad rows are errors; an embedding that is not finite.
+    """
+    ids: list[str] = []
+    bad: dict[str, str] = {}
+    embeddings = [torch.empty(0, embedder.model.get_embedding_dimension() or 0)]
+    for block in read_part(part, settings.columns, BLOCK, settings.image_root):
+        rows = [
+            replace(row, side=replace(row.side, instruction=row.side.instruction or settings.instruction))
+            for row in block
+        ]
+        faults = {i: fault for i, row in enumerate(rows) if (fault := row.fault or embedder.refuses(row.side))}
+        good = [i for i in range(len(rows)) if i not in faults]
+        count(len(faults))
+        found = _embed_rows(embedder, [rows[i] for i in good], settings.batch_size, count)
+        faults |= {good[place]: fault for place, fault in found.items() if isinstance(fault, str)}
+        for i, fault in sorted(faults.items()):
+            if settings.on_bad_row == "error":
+                raise CocoaError(f"{part.path}, row {rows[i].id}: {fault}")
+            bad[rows[i].id] = fault
+        done = [(rows[good[place]].id, row) for place, row in sorted(found.items()) if isinstance(row, Tensor)]
+        ids += [name for name, _ in done]
+        embeddings += [row[None] for _, row in done]
+    return Embedded(ids, torch.cat(embeddings), bad)
+
+
+def write_part(path: Path, found: Embedded, about: dict[str, Any]) -> None:
+    """Write the embeddings of a part, whole or not at all.
+
+    Args:
+        path: of the parquet file; its folder is made where it does not exist.
+        found: what it holds.
+        about: `model`, `model_hash` and `precision` of the run.
+    """
+    vectors = found.embeddings.numpy().astype(about["precision"])
+    column = pa.FixedSizeListArray.from_arrays(pa.array(np.ravel(vectors)), vectors.shape[1])
+    table = pa.table({"id": pa.array(found.ids, pa.string()), "embedding": column})
+    said = {"model": about["model"], "model_hash": about["model_hash"], "bad_rows": found.bad}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        write_table(path, table.replace_schema_metadata({METADATA: json.dumps(said)}))
+
+
+def _embed_rows(
+    embedder: Embedder, rows: Sequence[Row], batch_size: int, count: Callable[[int], None]
+) -> dict[int, Tensor | str]:
+    """The embedding (D,) of each row, or why it has none, by its place."""
+    sides = [row.side for row in rows]
+
+    def render(batch: list[int]) -> list[Any]:
+        items: list[Any] = []
+        for i in batch:
+            try:
+                items.append(embedder.render(sides[i]))
+            except CocoaError as error:
+                items.append(error)
+        return items
+
+    found: dict[int, Tensor | str] = {}
+    for batch, items in prepared(embedder.batches(sides, batch_size), render):
+        faulty = [isinstance(item, CocoaError) for item in items]
+        found |= {i: str(item) for i, item, fault in zip(batch, items, faulty, strict=True) if fault}
+        good = [i for i, fault in zip(batch, faulty, strict=True) if not fault]
+        if good:
+            embedded = embedder.encode([item for item, fault in zip(items, faulty, strict=True) if not fault])
+            for i in (~embedded.isfinite().all(1)).nonzero().flatten().tolist():
+                raise CocoaError(f"row {rows[good[i]].id}: an embedding is not finite; the model is broken")
+            found |= dict(zip(good, embedded, strict=True))
+        count(len(batch))
+    return found
+
+
+def _about(settings: EmbedSettings, embedder: Embedder) -> dict[str, Any]:
+    """What the embeddings depend on besides the rows."""
+    return {
+        "model": settings.model,
+        "model_hash": hash_folder(embedder.folder) if embedder.folder else "",
+        "image": {"tokens": list(embedder.images.tokens), "resize": embedder.images.resize},
+        "max_length": embedder.max_length,
+        "instruction": settings.instruction,
+        "precision": settings.precision,
+        "source": os.path.abspath(settings.source),
+        "columns": asdict(settings.columns),
+        "part_size": settings.part_size,
+    }
+
+
+def _claim(about: dict[str, Any], output: Path) -> None:
+    """Mark the folder as this run's; one in which nothing was written yet is free.
+
+    Raises:
+        CocoaError: it holds another model's embeddings, or ones of other settings.
+    """
+    mark = output / SETTINGS_NAME
+    try:
+        if any((output / FOLDER).glob("*.parquet")):
+            found = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else {}
+            for key in about.keys() - {"model"}:  # a folder may have moved
+                if found.get(key) != about[key]:
+                    raise CocoaError(
+                        f"{output}: made with another {key} ({found.get(key)!r}, now {about[key]!r}); choose another "
+                        "--output"
+                    )
+        (output / FOLDER).mkdir(parents=True, exist_ok=True)
+        write_json(mark, about)
+    except (OSError, ValueError, AttributeError) as error:
+        raise CocoaError(f"{output}: cannot be used ({error}); choose another --output") from None
+
+
+def _summarise(output: Path, parts: Sequence[Part], about: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Drop the files of rows that are no longer there, count the others, and write what is known of the run."""
+    wanted = {part.name for part in parts}
+    rows, bad = 0, dict[str, str]()
+    for path in sorted((output / FOLDER).glob("*.parquet")):
+        if path.name not in wanted:
+            logger.info("%s: its rows have changed since; removed", path)
+            path.unlink()
+            continue
+        metadata = pq.read_metadata(path)
+        rows += metadata.num_rows
+        bad |= json.loads(metadata.metadata[METADATA])["bad_rows"]
+    summary = {
+        **about,
+        "rows": rows,
+        "parts": len(wanted),
+        "bad_rows": bad,
+        "seconds": round(seconds, 1),
+        "versions": versions(),
+    }
+    write_json(output / SUMMARY_NAME, summary)
+    return summary
