@@ -28,7 +28,7 @@ def test_a_member_of_an_archive_is_read_like_a_file(tmp_path):
     assert load_image(f"{inside}/A-OKVQA/1.png").getpixel((0, 0)) == (0, 0, 255)
     assert image_size(f"{inside}/A-OKVQA/0.png") == (6, 4)
     assert read_image_bytes(f"{inside}/A-OKVQA/0.png").startswith(b"\x89PNG")
-    check_image_files([(f"{inside}/A-OKVQA/0.png", "A-OKVQA", 0)], str(tmp_path))
+    check_image_files([(f"{inside}/A-OKVQA/0.png", "A-OKVQA", 0)], {"A-OKVQA": str(tmp_path)})
     with pytest.raises(CocoaError, match=r"2\.png: no such image file \(data set A-OKVQA, row 7\)"):
         check_image_files([(f"{inside}/A-OKVQA/2.png", "A-OKVQA", 7)])
     with pytest.raises(CocoaError, match=r"2\.png: no such image file"):
@@ -42,7 +42,7 @@ def test_a_folder_may_be_named_like_an_archive(tmp_path):
     Image.new("RGB", (3, 3)).save(tmp_path / "old.zip" / "0.png")
     path = str(tmp_path / "old.zip" / "0.png")
     assert load_image(path).size == (3, 3)
-    check_image_files([(path, "x", 0)], str(tmp_path))
+    check_image_files([(path, "x", 0)], {"x": str(tmp_path)})
 
 
 def test_a_broken_archive_is_named(tmp_path):
@@ -103,7 +103,7 @@ def test_no_path_leaves_the_data_folder(tmp_path, path):
     path = path.replace("{outside}", str(tmp_path / "secret.png"))
     found = image_locator(data)(path)
     with pytest.raises(CocoaError, match=r"(outside of the data folder|no such image file).*data set A, row 3"):
-        check_image_files([(found, "A", 3)], str(data))
+        check_image_files([(found, "A", 3)], {"A": str(data)})
 
 
 def test_a_link_into_the_blobs_of_its_own_hub_cache_is_a_download(tmp_path):
@@ -115,17 +115,17 @@ def test_a_link_into_the_blobs_of_its_own_hub_cache_is_a_download(tmp_path):
         Image.new("RGB", (3, 3)).save(blob, "PNG")
         (snapshot / "A" / name).symlink_to(os.path.relpath(blob, snapshot / "A"))
     locate = image_locator(snapshot)
-    check_image_files([(locate("A/0.png"), "A", 0)], str(snapshot))
+    check_image_files([(locate("A/0.png"), "A", 0)], {"A": str(snapshot)})
     assert load_image(locate("A/0.png")).size == (3, 3)
     with pytest.raises(CocoaError, match="outside of the data folder"):
-        check_image_files([(locate("A/1.png"), "A", 1)], str(snapshot))
+        check_image_files([(locate("A/1.png"), "A", 1)], {"A": str(snapshot)})
 
 
 def test_a_linked_data_folder_is_as_good_as_its_target(tmp_path):
     (tmp_path / "real" / "A").mkdir(parents=True)
     Image.new("RGB", (3, 3)).save(tmp_path / "real" / "A" / "0.png")
     (tmp_path / "data").symlink_to(tmp_path / "real")
-    check_image_files([(image_locator(tmp_path / "data")("A/0.png"), "A", 0)], str(tmp_path / "data"))
+    check_image_files([(image_locator(tmp_path / "data")("A/0.png"), "A", 0)], {"A": str(tmp_path / "data")})
 
 
 def test_a_damaged_archive_is_no_traceback(tmp_path):
@@ -153,4 +153,4 @@ def test_a_broken_archive_does_not_hide_what_is_elsewhere(tmp_path):
 def test_paths_that_no_file_system_takes_are_missing(tmp_path, path):
     found = image_locator(tmp_path)(path)
     with pytest.raises(CocoaError, match=r"no such image file \(data set A, row 3\)"):
-        check_image_files([(found, "A", 3)], str(tmp_path))
+        check_image_files([(found, "A", 3)], {"A": str(tmp_path)})

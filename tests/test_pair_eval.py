@@ -58,19 +58,21 @@ def test_a_query_is_compared_with_every_target_that_is_wrong_for_it(pair_file):
 
 
 def test_scores_are_those_of_a_plain_loop(pair_file, tiny_backbone_path, pictures, tmp_path):
-    """Pictures and texts through a model; images by paths that leave the file's folder; the usual files beside."""
+    """Pictures and texts through a model; images in another folder than the file; the usual files beside."""
     (tmp_path / "photos").mkdir()
     rng = np.random.default_rng(0)
     rows = []
     for i in range(12):
         pixels = rng.integers(0, 256, (56, 56, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
-        rows.append(({"image": f"../photos/{i}.png", "instruction": "find"}, {"text": f"cat {i % 5} table"}))
-    rows += [({"text": f"cup {i % 4}"}, {"image": f"../photos/{i}.png"}) for i in range(6)]
+        rows.append(({"image": f"photos/{i}.png", "instruction": "find"}, {"text": f"cat {i % 5} table"}))
+    rows += [({"text": f"cup {i % 4}"}, {"image": f"photos/{i}.png"}) for i in range(6)]
     path = pair_file(*rows)
     (tmp_path / "lists").mkdir()
     path = path.rename(tmp_path / "lists" / path.name)
-    summary = evaluate(tiny_backbone_path(), path, tmp_path / "scores", batch_size=4)
+    with pytest.raises(CocoaError, match="no such image file"):
+        evaluate(tiny_backbone_path(), path, tmp_path / "none", batch_size=4)
+    summary = evaluate(tiny_backbone_path(), path, tmp_path / "scores", batch_size=4, image_root=tmp_path)
 
     embedder = load_embedder(tiny_backbone_path())
     sides = [
@@ -79,7 +81,7 @@ def test_scores_are_those_of_a_plain_loop(pair_file, tiny_backbone_path, picture
     for row in sides:
         for i, side in enumerate(row):
             if side.image:
-                row[i] = Side(side.instruction, side.text, str(tmp_path / "lists" / side.image))
+                row[i] = Side(side.instruction, side.text, str(tmp_path / side.image))
     targets = list(dict.fromkeys(target for _, target in sides))
     vectors = dict(zip(targets, embedder.embed(targets), strict=True))
     hits, reciprocal = [], []
@@ -95,7 +97,7 @@ def test_scores_are_those_of_a_plain_loop(pair_file, tiny_backbone_path, picture
     assert (written["num_data"], written["mrr@10"]) == (18, pytest.approx(np.mean(reciprocal)))
     assert summary["data_hash"].keys() == {"held-out"}
     before = sorted(path.name for path in (tmp_path / "scores" / "embeddings").rglob("*"))
-    assert evaluate(tiny_backbone_path(), path, tmp_path / "scores", batch_size=4) == summary
+    assert evaluate(tiny_backbone_path(), path, tmp_path / "scores", batch_size=4, image_root=tmp_path) == summary
     assert before == sorted(path.name for path in (tmp_path / "scores" / "embeddings").rglob("*"))
 
 

@@ -19,11 +19,11 @@ def data(tmp_path):
     rows = [{"query": {"image": f"{i}.png", "instruction": "find"}, "target": {"text": f"cat {i}"}} for i in range(20)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     held = [
-        {"query": {"image": "../3.png"}, "target": {"text": "cat 3"}},  # the same by another path, other instruction
-        {"query": {"image": "../4.png"}, "target": {"text": " cat 4 "}},
-        {"query": {"image": "../5.png"}, "target": {"text": "another text"}},
-        {"query": {"text": "cat 6"}, "target": {"image": "../6.png"}},
-        {"image_path": "../7.png", "dialogue": [{"question": "what?", "answer": "a cat"}]},
+        {"query": {"image": "3.png"}, "target": {"text": "cat 3"}},  # the same by another path, other instruction
+        {"query": {"image": "./4.png"}, "target": {"text": " cat 4 "}},
+        {"query": {"image": "5.png"}, "target": {"text": "another text"}},
+        {"query": {"text": "cat 6"}, "target": {"image": "6.png"}},
+        {"image_path": "7.png", "dialogue": [{"question": "what?", "answer": "a cat"}]},
     ]
     (tmp_path / "held" / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
     return tmp_path
@@ -46,7 +46,7 @@ def read(backbone, data, stage="contrastive", **options):
 @pytest.mark.parametrize("validation_rows", [0, 200])
 def test_training_rows_that_are_validated_on_are_left_out(tiny_backbone, data, validation_rows):
     path = str(data / "held" / "validation.jsonl")
-    found = read(tiny_backbone(), data, validation=path, validation_rows=validation_rows)
+    found = read(tiny_backbone(), data, validation=path, image_root=str(data), validation_rows=validation_rows)
     assert [pair.row for pair in found.pairs] == [i for i in range(1, 21) if i not in (4, 5)]
     assert found.left_out == {"train": {"stands in the validation file": 2}}
     assert [(pair.dataset, pair.row) for pair in found.validation] == [("validation", i) for i in (1, 2, 3, 4)]
@@ -55,12 +55,13 @@ def test_training_rows_that_are_validated_on_are_left_out(tiny_backbone, data, v
 
 def test_a_stage_that_is_not_validated_leaves_them_out_too(tiny_backbone, data):
     path = str(data / "held" / "validation.jsonl")
-    found = read(tiny_backbone(), data, "joint_reconstruction", validation=path)
+    found = read(tiny_backbone(), data, "joint_reconstruction", validation=path, image_root=str(data))
     assert [row.row for row in found.rows] == [i for i in range(1, 21) if i not in (4, 5)]
 
 
 def test_a_sample_is_taken_of_what_is_left(tiny_backbone, data):
-    found = read(tiny_backbone(), data, validation=str(data / "held" / "validation.jsonl"), max_rows_per_subset=18)
+    path = str(data / "held" / "validation.jsonl")
+    found = read(tiny_backbone(), data, validation=path, image_root=str(data), max_rows_per_subset=18)
     assert len(found.pairs) == 18
 
 
@@ -87,6 +88,25 @@ def test_a_mistake_in_it_is_told(tiny_backbone, data, text, message):
         path.write_text(text)
     with pytest.raises(CocoaError, match=message):
         read(tiny_backbone(), data, validation=str(path))
+
+
+@pytest.mark.parametrize("stage", ["contrastive", "eos_bridge"])
+@pytest.mark.parametrize("path", ["../secret.png", "{outside}", "link.png", "linked/secret.png"])
+def test_no_image_path_of_a_file_leaves_its_root(tiny_backbone, data, tmp_path_factory, stage, path):
+    outside = tmp_path_factory.mktemp("outside") / "secret.png"
+    for place in (outside, data.parent / "secret.png"):
+        Image.new("RGB", (56, 56)).save(place)
+    (data / "link.png").symlink_to(outside)
+    (data / "linked").symlink_to(outside.parent)
+    image = path.replace("{outside}", str(outside))
+    rows = [{"query": {"image": name}, "target": {"text": "cat"}} for name in (str(data / "1.png"), image)]
+    (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(CocoaError, match=r"outside of the data folder .* \(data set train, row 2\)"):
+        read(tiny_backbone(), data, stage, validation_rows=0)
+    found = read(tiny_backbone(), data, stage, validation_rows=0, on_bad_row="skip", max_bad_share=0.5)
+    assert [row.row for row in found.rows or found.pairs] == [1]
+    if path == "{outside}":
+        assert read(tiny_backbone(), data, stage, validation_rows=0, image_root="/").datasets() == {"train": 2}
 
 
 @pytest.mark.parametrize("stage", ["contrastive", "eos_bridge"])

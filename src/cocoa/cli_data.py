@@ -82,6 +82,7 @@ def dialogues(
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE.yaml", help="Other prompts: questions, answer, caption.")
     ] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Folder that image paths of a file are relative to.")] = None,
 ) -> None:
     """Let a multimodal LLM write CoMa's conversations, or captions, over images. A stopped run goes on."""
     from cocoa.conversations import load_prompts
@@ -89,7 +90,8 @@ def dialogues(
     from cocoa.processes import leave
 
     said = load_prompts(model, prompts)
-    options = (write, questions, batch_size, max_new_tokens, image_tokens, temperature, seed)
+    root = str(image_root) if image_root else None
+    options = (write, questions, batch_size, max_new_tokens, image_tokens, temperature, seed, root)
     summary = write_dialogues(Settings(model, str(source), said, *options), output)
     leave()
     if is_main_process():

@@ -84,10 +84,9 @@ def _splits(folder: Path, wanted: str | None) -> list[str]:
 def _check(report: DataReport, path: Path, image_root: str | Path | None) -> None:
     """Fill in the report of one data set."""
     if path.is_file():
-        _check_pairs(report, read_file(path, image_root), None)
+        _check_pairs(report, read_file(path, image_root))
     elif not _is_evaluation(path / report.name, report.split):
-        pairs = read_train(path, report.split, [report.name], image_root=image_root)
-        _check_pairs(report, pairs, str(image_root or path))
+        _check_pairs(report, read_train(path, report.split, [report.name], image_root=image_root))
     else:
         bad = BadRows("skip", report.bad)
         dataset = read_eval_dataset(path, report.name, report.split, image_root, bad)
@@ -95,13 +94,13 @@ def _check(report: DataReport, path: Path, image_root: str | Path | None) -> Non
         report.rows, report.images = len(found[0].queries), len(digests)
 
 
-def _check_pairs(report: DataReport, found: PairSet, root: str | None) -> None:
+def _check_pairs(report: DataReport, found: PairSet) -> None:
     """Fill in the report of training pairs, whose reader has left some out already."""
     for reasons in found.left_out.values():
         report.left_out |= reasons
     used = {pair.row: [str(side.image) for side in pair.sides if side.image is not None] for pair in found.pairs}
     paths = dict.fromkeys(path for images in used.values() for path in images)
-    faults = missing_images(paths, root)
+    faults = missing_images(paths, found.roots[report.name])
     looked = inspect_images(path for path in paths if path not in faults)
     faults |= {path: inspected.fault for path, inspected in looked.items() if inspected.fault}
     for row, images in used.items():

@@ -57,6 +57,7 @@ class Settings:
         image_tokens: an image that takes more (28 x 28 px a token) is made smaller.
         temperature: of the questions; answers and captions are greedy.
         seed: of the questions.
+        image_root: what image paths of a file are relative to, and must not leave; by default its folder.
     """
 
     model: str
@@ -69,6 +70,7 @@ class Settings:
     image_tokens: int = 1024
     temperature: float = 0.7
     seed: int = 0
+    image_root: str | None = None
 
     def __post_init__(self) -> None:
         if self.write not in WRITE:
@@ -119,7 +121,8 @@ def write_dialogues(settings: Settings, output: Path, engine: Engine | None = No
     state.wait_for_everyone()
     if not (output / SETTINGS_NAME).is_file():
         raise CocoaError(f"{output}: not the same folder for all processes; choose one on a disk that they share")
-    listing = list_pictures(Path(settings.source), output)
+    root = None if settings.image_root is None else Path(settings.image_root)
+    listing = list_pictures(Path(settings.source), output, root)
     batches = plan(listing.pictures, settings.batch_size, output)
     missing = [batch for batch in batches if not batch.shard.exists()]
     left_out = f"{listing.duplicates} duplicates, {len(listing.unreadable)} unreadable"

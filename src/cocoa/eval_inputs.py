@@ -75,7 +75,7 @@ def inspect_images(paths: Iterable[str]) -> dict[str, Inspected]:
     return dict(zip(paths, shared(inspect_image, paths, "looking through images"), strict=True))
 
 
-def check_eval_images(found: Iterable[EvalDataset], root: str | Path | None = None) -> None:
+def check_eval_images(found: Sequence[EvalDataset], root: str | Path | None = None) -> None:
     """Sees that every image file of the evaluation sets exists (and lies in `root`), as `check_image_files` does."""
     files = (
         (side.image, dataset.name, row)
@@ -83,7 +83,7 @@ def check_eval_images(found: Iterable[EvalDataset], root: str | Path | None = No
         for side, row in zip(dataset.inputs, dataset.first_rows(), strict=True)
         if isinstance(side.image, str)
     )
-    check_image_files(files, None if root is None else str(root))
+    check_image_files(files, None if root is None else {dataset.name: str(root) for dataset in found})
 
 
 def distinct_inputs(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -56,8 +56,7 @@ def _archive_folders(path: str) -> dict[str, set[str]]:
 def image_locator(folder: str | Path, image_root: str | Path | None = None) -> Callable[[str], str]:
     """A function from image paths as they stand in a data set to the paths of their files.
 
-    Absolute paths count from the root too, so that none leaves it; `check_image_files` refuses `..` where it is
-    told the root.
+    Absolute paths count from the root too, so that none leaves it; `check_image_files` refuses `..`.
 
     Args:
         folder: of the data; paths are relative to it or to one of `IMAGE_FOLDERS`, in it or in an archive. Where
@@ -121,30 +120,35 @@ def _exists(path: str) -> bool:
 
 
 MISSING, OUTSIDE = "no such image file", "outside of the data folder"
+NAME_IT = "`data.image_root` of a recipe, or --image-root"
 
 
-def check_image_files(images: Iterable[tuple[str, str, int]], root: str | None = None) -> None:
+def check_image_files(images: Iterable[tuple[str, str, int]], roots: Mapping[str, str] | None = None) -> None:
     """Sees that every image file exists, listing each directory once.
 
     Args:
         images: (path, data set, row) each.
-        root: see `missing_images`.
+        roots: of each data set, see `missing_images`; of one that is not there, images may lie anywhere.
 
     Raises:
         CocoaError: names the first missing or straying file, its data set and row, and how many are missing.
     """
-    listings: dict[str, set[str]] = {}
+    listings: dict[str, dict[str, bool]] = {}
     faults: dict[str, tuple[str, str, int]] = {}
+    roots = roots or {}
     for path, dataset, row in images:
-        reason = _fault(path, root, listings)
+        reason = _fault(path, roots.get(dataset), listings)
         if reason == OUTSIDE:
-            raise CocoaError(f"{path}: {reason} (data set {dataset}, row {row}); copy the image into it")
+            raise CocoaError(
+                f"{path}: {reason} {roots[dataset]} (data set {dataset}, row {row}); copy the image into it, or name a "
+                f"folder that holds all images ({NAME_IT}) and write paths relative to it, or absolute"
+            )
         if reason:
             faults.setdefault(path, (reason, dataset, row))
     for path, (reason, dataset, row) in list(faults.items())[:1]:
         raise CocoaError(
             f"{path}: {reason} (data set {dataset}, row {row}); {len(faults)} files are missing; unpack the data "
-            f"set's images, or name the folder that holds them (`data.image_root`, or --image-root of cocoa evaluate)"
+            f"set's images, or name the folder that holds them ({NAME_IT})"
         )
 
 
@@ -156,45 +160,51 @@ def missing_images(paths: Iterable[str], root: str | None = None) -> dict[str, s
         root: the folder that images must not leave, by `..` or by a symbolic link; a link into the `blobs` of
             the hub cache that the folder is in is how a download lies on the disk. None: they may be anywhere.
     """
-    listings: dict[str, set[str]] = {}
+    listings: dict[str, dict[str, bool]] = {}
     return {path: reason for path in paths if (reason := _fault(path, root, listings))}
 
 
-def _fault(path: str, root: str | None, listings: dict[str, set[str]]) -> str:
+def leaves(path: str, root: str) -> bool:
+    """Whether an absolute path, its links followed, is of a file outside of a folder; see `missing_images`."""
+    return not _is_inside(os.path.realpath(path), root)
+
+
+def _fault(path: str, root: str | None, listings: dict[str, dict[str, bool]]) -> str:
     """What is wrong with the place of an image file; empty if it is there. `listings` keeps what directories hold."""
     if "\0" in path:  # no file system takes it
         return MISSING
-    if root is not None and (".." in path.split("/") or not _is_inside(path, os.path.abspath(root))):
-        return OUTSIDE
     folder, name = os.path.split(path)
+    if root is not None and (".." in path.split("/") or not _is_inside(_real_folder(folder), root)):
+        return OUTSIDE
     if folder not in listings:
         listings[folder] = _names(folder)
-    return "" if name in listings[folder] else MISSING
+    if name not in listings[folder]:
+        return MISSING
+    linked = root is not None and listings[folder][name] and not _is_inside(os.path.realpath(path), root)
+    return OUTSIDE if linked else ""
 
 
-def _names(folder: str) -> set[str]:
-    """The names in a folder, or in one of an archive."""
+def _names(folder: str) -> dict[str, bool]:
+    """The names in a folder, or in one of an archive, and which of them are symbolic links."""
     archive, inside = split_archive(f"{folder}/")
     if archive:
-        return _archive_folders(archive).get(inside.rstrip("/"), set())
+        return dict.fromkeys(_archive_folders(archive).get(inside.rstrip("/"), ()), False)
     try:
         with os.scandir(folder or ".") as entries:
-            return {entry.name for entry in entries}
+            return {entry.name: entry.is_symlink() for entry in entries}
     except OSError:  # none, not a folder, or a name too long for one
-        return set()
+        return {}
 
 
-def _is_inside(path: str, root: str) -> bool:
-    """Whether a file, its links followed, is below the root or in the blobs of the hub cache around it."""
-    real = os.path.join(_real_folder(os.path.dirname(path)), os.path.basename(path))
-    if os.path.islink(real):
-        real = os.path.realpath(real)
-    return any(real == folder or real.startswith(f"{folder}/") for folder in _allowed(root))
+def _is_inside(real: str, root: str) -> bool:
+    """Whether a path without links is below the root or in the blobs of the hub cache around it."""
+    return any(real == folder or real.startswith(f"{folder.rstrip('/')}/") for folder in _allowed(root))
 
 
 @cache
 def _allowed(root: str) -> tuple[str, ...]:
     """The folders that an image below `root` may lie in: it, and the blobs of the hub cache around it."""
+    root = os.path.abspath(root)
     repo, _, _ = root.partition("/snapshots/")
     blobs = () if repo == root else (os.path.join(os.path.realpath(repo), "blobs"),)
     return os.path.realpath(root), *blobs

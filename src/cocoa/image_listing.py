@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from cocoa.embedding_cache import content_key
 from cocoa.errors import CocoaError
 from cocoa.files import unfinished
+from cocoa.image_files import OUTSIDE, leaves
 from cocoa.images import load_image
 from cocoa.pairs import Side, Turn
 from cocoa.parsing import check_keys
@@ -74,6 +75,7 @@ class _Row(NamedTuple):
     image: str | bytes | None
     caption: str = ""
     turns: tuple[Turn, ...] = ()
+    root: str = ""  # that the path must not leave; empty where the source is the folder that it was found in
 
 
 class _Seen(NamedTuple):
@@ -84,15 +86,15 @@ class _Seen(NamedTuple):
     fault: str = ""
 
 
-def list_pictures(source: Path, output: Path) -> Listing:
+def list_pictures(source: Path, output: Path, image_root: Path | None = None) -> Listing:
     """Read every image of a source; the processes of a run share the work.
 
     Args:
         source: a folder of images (any depth) or of parquet files, a parquet file with a column `image` (as the
             library `datasets` writes it, or bytes, or paths) or `image_path` and perhaps `caption` and `dialogue`, or
-            a JSONL, JSON or CSV file with these three keys. Paths are relative to the file's folder. An
-            `output` inside the folder is no part of it.
+            a JSONL, JSON or CSV file with these three keys. An `output` inside the folder is no part of it.
         output: its `images` is where images that lie in parquet files are written.
+        image_root: what the paths in a file are relative to, and must not leave; by default the file's folder.
 
     Raises:
         CocoaError: no such source, one without images, or a row that is not of this form.
@@ -104,12 +106,12 @@ def list_pictures(source: Path, output: Path) -> Listing:
     elif source.suffix == ".parquet":
         images, tables = [], [source]
     elif source.suffix in FILE_SUFFIXES:
-        images, tables = list(_file_rows(source)), []
+        images, tables = list(_file_rows(source, image_root or source.parent)), []
     else:
         raise CocoaError(f"{source}: not a folder, nor a file of {', '.join(('.parquet', *FILE_SUFFIXES))}")
     seen = shared(partial(_look, output), images, "images")
     groups = [group for table in tables for group in _row_groups(table)]
-    seen += [row for rows in shared(partial(_look_into, output), groups, "parquet") for row in rows]
+    seen += [row for rows in shared(partial(_look_into, output, image_root), groups, "parquet") for row in rows]
     listing = Listing()
     found: dict[str, Picture] = {}
     for where, picture, fault in seen:
@@ -145,7 +147,7 @@ def _files(source: Path, output: Path) -> tuple[list[_Row], list[Path]]:
     return images, tables
 
 
-def _file_rows(path: Path) -> Iterator[_Row]:
+def _file_rows(path: Path, root: Path) -> Iterator[_Row]:
     """The rows of a JSONL, JSON or CSV file of image paths."""
     records = csv_records if path.suffix == ".csv" else json_records
     try:
@@ -155,22 +157,22 @@ def _file_rows(path: Path) -> Iterator[_Row]:
             check_keys(record, ROW_KEYS, f"{where}: ")
             if not read_text(record, "image_path", where):
                 raise CocoaError(f"{where}: image_path is empty; fill it in or drop the row")
-            yield _row(record, "image_path", where, path.parent)
+            yield _row(record, "image_path", where, root)
     except UnicodeDecodeError as error:
         raise CocoaError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
-def _row(record: dict[str, Any], column: str, where: str, folder: Path) -> _Row:
+def _row(record: dict[str, Any], column: str, where: str, root: Path) -> _Row:
     """A record's image, as bytes or as an absolute path, with its caption and conversation."""
     image = record.get(column)
     if isinstance(image, dict):  # how `datasets` stores an image
         image = image.get("bytes") or image.get("path")
     if isinstance(image, str):
-        image = os.path.abspath(folder / image) if image.strip() else None
+        image = os.path.abspath(root / image) if image.strip() else None
     elif image is not None and not isinstance(image, bytes):
         raise CocoaError(f"{where}: {column} is {type(image).__name__}; write bytes, a path, or {{bytes, path}}")
     turns = read_turns(record.get("dialogue"), f"{where}, dialogue")
-    return _Row(where, image, read_text(record, "caption", where), turns)
+    return _Row(where, image, read_text(record, "caption", where), turns, str(root))
 
 
 def _row_groups(path: Path) -> list[tuple[Path, str, int, int]]:
@@ -187,7 +189,7 @@ def _row_groups(path: Path) -> list[tuple[Path, str, int, int]]:
     return groups
 
 
-def _look_into(output: Path, group: tuple[Path, str, int, int]) -> list[_Seen]:
+def _look_into(output: Path, image_root: Path | None, group: tuple[Path, str, int, int]) -> list[_Seen]:
     """The images of a row group, a few rows in memory at a time; its other columns are not read."""
     path, column, number, row = group
     file = open_parquet(path)
@@ -195,7 +197,7 @@ def _look_into(output: Path, group: tuple[Path, str, int, int]) -> list[_Seen]:
     seen = []
     for batch in file.iter_batches(READ_ROWS, row_groups=[number], columns=columns):
         for record in batch.to_pylist():
-            seen.append(_look(output, _row(record, column, f"{path}, row {row}", path.parent)))
+            seen.append(_look(output, _row(record, column, f"{path}, row {row}", image_root or path.parent)))
             row += 1
     return seen
 
@@ -207,6 +209,8 @@ def _look(output: Path, row: _Row) -> _Seen:
             with Image.open(io.BytesIO(row.image)) as opened:
                 image, suffix = load_image(opened), (opened.format or "").lower()
             path = _write_image(output / IMAGES_FOLDER, row.image, "jpg" if suffix == "jpeg" else suffix)
+        elif row.image and row.root and leaves(row.image, row.root):
+            return _Seen(row.where, None, f"{row.image}: {OUTSIDE}; name a folder that it lies in (--image-root)")
         elif row.image:
             image, path = load_image(row.image), row.image
         else:

@@ -105,7 +105,7 @@ def mine(
         range_max: look at so many of the nearest; by default 10 for each negative, and as many as any query has
             right targets, behind `range_min`.
         max_score: leave out what is nearer than this cosine.
-        image_root: what the file's image paths are relative to.
+        image_root: what the file's image paths are relative to, and must not leave.
 
     Raises:
         CocoaError: a mistake in the file, an image that is missing or broken, too few targets, a model that does not
@@ -124,9 +124,9 @@ def mine(
         raise CocoaError(f"range-max {range_max}: must be range-min and negatives together, or more")
     if not path.is_file():
         raise CocoaError(f"{path}: no such file; name a file of pairs")
-    rows = read_file(path, image_root).pairs
-    pairs = [pair for pair in rows if pair.target != Side()]
-    check_images(pairs)
+    read = read_file(path, image_root)
+    pairs = [pair for pair in read.pairs if pair.target != Side()]
+    check_images(pairs, read.roots)
     if len({pair.target.content_id() for pair in pairs}) < 2:
         raise CocoaError(f"{path}: fewer than two distinct targets, so there is no negative; add rows")
     embedder = load_embedder(model)
@@ -135,7 +135,7 @@ def mine(
             if reason := embedder.refuses(side):
                 raise CocoaError(f"model {model}: {path}, row {pair.row}: {reason}; choose another model")
     found = choose_negatives(pairs, embedder, negatives, batch_size, relative_margin, range_min, range_max, max_score)
-    found.dropped = len(rows) - len(pairs)
+    found.dropped = len(read) - len(pairs)
     write_pairs(output, found.pairs)
     return found
 

@@ -145,6 +145,7 @@ def read_train(
     folder = Path(folder)
     result = PairSet()
     for name in select_subsets(subsets, list_subsets(folder), str(folder)):
+        result.roots[name] = str(image_root or folder)
         table = read_split(folder / name, split, TRAIN_COLUMNS, NEGATIVE_COLUMNS if negatives else ())
         rows = sample_rows(len(table), max_rows_per_subset, name, seed)
         to_pair = pair_reader(name, image_locator(folder, image_root))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -83,10 +83,14 @@ class Pair:
 
 @dataclass(slots=True)
 class PairSet:
-    """What a reader found: the pairs in file order, and what it left out (data set -> reason -> rows)."""
+    """What a reader found: the pairs in file order, and what it left out (data set -> reason -> rows).
+
+    `roots` has the folder of each data set that its image files must not leave.
+    """
 
     pairs: list[Pair] = field(default_factory=list)
     left_out: dict[str, Counter[str]] = field(default_factory=dict)
+    roots: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -224,11 +228,11 @@ def sample_rows(count: int, limit: int | None, dataset: str, seed: int) -> Seque
     return sorted(random.Random(f"{seed}/{dataset}").sample(range(count), limit))
 
 
-def check_images(pairs: Iterable[Pair]) -> None:
-    """Sees that every image file of the pairs exists, listing each directory once.
+def check_images(pairs: Iterable[Pair], roots: Mapping[str, str] | None = None) -> None:
+    """Sees that every image file of the pairs exists, and lies in its data set's root; see `check_image_files`.
 
     Raises:
-        CocoaError: names the first missing file, its data set and row, and how many are missing.
+        CocoaError: names the first missing or straying file, its data set and row, and how many are missing.
     """
     sides = ((s, p) for p in pairs for s in p.sides)
-    check_image_files((s.image, p.dataset, p.row) for s, p in sides if isinstance(s.image, str))
+    check_image_files(((s.image, p.dataset, p.row) for s, p in sides if isinstance(s.image, str)), roots)

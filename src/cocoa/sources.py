@@ -46,7 +46,7 @@ class DataConfig:
         on_bad_row: a row whose image is missing or cannot be read is an `error`, or left out (`skip`).
         max_bad_share: share of the rows that may be left out so.
         hard_negatives: how many negatives of its own each pair keeps, if the data has them.
-        image_root: what image paths are relative to; by default the folder, or the file's folder.
+        image_root: what image paths are relative to, and must not leave; by default the folder, or the file's folder.
     """
 
     train: str | list[str]
@@ -99,6 +99,7 @@ def load_pairs(config: DataConfig, seed: int) -> PairSet:
         n = config.hard_negatives
         result.pairs += [replace(p, negatives=p.negatives[:n]) if len(p.negatives) > n else p for p in found.pairs]
         result.left_out |= found.left_out
+        result.roots |= found.roots
     if not result.pairs:
         raise CocoaError(f"data.train: no usable row in {', '.join(map(str, sources))} ({dict(result.left_out)})")
     return result
@@ -120,7 +121,8 @@ def read_file(
 
     Args:
         path: the file.
-        image_root: what image paths are relative to; by default the file's folder.
+        image_root: what image paths are relative to, and must not leave (which `check_images` sees to); by default
+            the file's folder.
         max_rows: keep a random sample of at most that many rows.
         seed: of the sample.
 
@@ -134,7 +136,8 @@ def read_file(
         pairs = list(read(path, root))
     except UnicodeDecodeError as error:
         raise CocoaError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    return PairSet([pairs[index] for index in sample_rows(len(pairs), max_rows, path.stem, seed)])
+    kept = [pairs[index] for index in sample_rows(len(pairs), max_rows, path.stem, seed)]
+    return PairSet(kept, roots={path.stem: root})
 
 
 def _csv_pairs(path: Path, root: str) -> Iterator[Pair]:

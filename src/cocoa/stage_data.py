@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -46,14 +46,15 @@ def stage_data(stage: Stage, backbone: Backbone, args: StageArguments) -> StageD
     found = load_pairs(replace(stage.data, max_rows_per_subset=None), args.seed)
     left_out = {dataset: Counter(reasons) for dataset, reasons in found.left_out.items()}
     if stage.data.validation is None:
+        held = found.roots
         pairs, validation = hold_out(found.pairs, stage.data.validation_rows, args.seed)
     else:
-        validation = load_validation(stage.data)
+        validation, held = load_validation(stage.data)
         pairs = without_validation(found.pairs, validation, left_out)
     pairs = limit_rows(pairs, stage.data.max_rows_per_subset, args.seed)
     if stage.data.on_bad_row == "skip":
-        pairs = with_images(pairs, stage.data.max_bad_share, left_out)
-        validation = with_images(validation, stage.data.max_bad_share, {})
+        pairs = with_images(pairs, found.roots, stage.data.max_bad_share, left_out)
+        validation = with_images(validation, held, stage.data.max_bad_share, {})
     data = StageData(validation=validation, left_out=left_out)
     if stage.name == contrastive.NAME:
         data.validation = [pair for pair in validation if pair.target != Side()]
@@ -64,7 +65,8 @@ def stage_data(stage: Stage, backbone: Backbone, args: StageArguments) -> StageD
                 data.pairs.append(pair)
             else:
                 left_out.setdefault(pair.dataset, Counter())["image and instruction fill max_length"] += 1
-        check_images([*pairs, *validation])
+        check_images(pairs, found.roots)
+        check_images(validation, held)
     else:
         found_rows = stage_rows(pairs, stage.name)
         data.rows, reasons = list(found_rows), found_rows.left_out
@@ -79,23 +81,28 @@ def stage_data(stage: Stage, backbone: Backbone, args: StageArguments) -> StageD
             data.rows = kept
         for dataset, counts in reasons.items():
             left_out.setdefault(dataset, Counter()).update(counts)
-        check_image_files(
-            (row.side.image, row.dataset, row.row) for row in data.rows if isinstance(row.side.image, str)
-        )
+        images = ((row.side.image, row.dataset, row.row) for row in data.rows if isinstance(row.side.image, str))
+        check_image_files(images, found.roots)
     if not data.datasets():
         reasons_text = "; ".join(f"{d}: {dict(r)}" for d, r in left_out.items()) or "the data is empty"
         raise CocoaError(f"stages.{stage.name}: no row of the data can be used ({reasons_text})")
     return data
 
 
-def with_images(pairs: Sequence[Pair], most: float, left_out: dict[str, Counter[str]]) -> list[Pair]:
-    """The pairs whose image files are all there.
+def with_images(
+    pairs: Sequence[Pair], roots: Mapping[str, str], most: float, left_out: dict[str, Counter[str]]
+) -> list[Pair]:
+    """The pairs whose image files are all there, and in their data set's root.
 
     Raises:
         CocoaError: more than that share of them are left out.
     """
-    images = (side.image for pair in pairs for side in pair.sides)
-    missing = missing_images(image for image in images if isinstance(image, str))
+    files: dict[str, list[str]] = defaultdict(list)
+    for pair in pairs:
+        files[pair.dataset] += [side.image for side in pair.sides if isinstance(side.image, str)]
+    missing = {
+        path: reason for name, own in files.items() for path, reason in missing_images(own, roots.get(name)).items()
+    }
     kept: list[Pair] = []
     lacking: list[Pair] = []
     for pair in pairs:
@@ -104,15 +111,16 @@ def with_images(pairs: Sequence[Pair], most: float, left_out: dict[str, Counter[
     if len(lacking) > most * len(pairs):
         raise CocoaError(
             f"{len(lacking)} of {len(pairs)} rows lack an image, more than data.max_bad_share {most:g} allows; "
-            f"unpack the images, or name the folder that holds them (data.image_root). The first: {next(iter(missing))}"
+            "unpack the images, or name the folder that holds them (data.image_root). The first: "
+            f"{': '.join(next(iter(missing.items())))}"
         )
     for pair in lacking:
         left_out.setdefault(pair.dataset, Counter())["an image is missing"] += 1
     return kept
 
 
-def load_validation(data: DataConfig) -> list[Pair]:
-    """The pairs of `data.validation`.
+def load_validation(data: DataConfig) -> tuple[list[Pair], dict[str, str]]:
+    """The pairs of `data.validation`, and the folder that their images must not leave, by data set.
 
     Raises:
         CocoaError: no such file, or a mistake in it.
@@ -120,10 +128,11 @@ def load_validation(data: DataConfig) -> list[Pair]:
     path = Path(str(data.validation))
     if not path.is_file():
         raise CocoaError(f"data.validation: {path}: no such file; name a file of pairs")
-    pairs = [pair for pair in read_file(path, data.image_root).pairs if pair.target != Side()]
+    found = read_file(path, data.image_root)
+    pairs = [pair for pair in found.pairs if pair.target != Side()]
     if not pairs:
         raise CocoaError(f"data.validation: {path}: no pair in it")
-    return pairs
+    return pairs, found.roots
 
 
 def without_validation(
