@@ -223,7 +223,12 @@ def load_backbone(
         processor = AutoProcessor.from_pretrained(source)
         if weights:
             model, report = MODEL_CLASSES[config.model_type].from_pretrained(
-                source, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+                source,
+                config=config,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                output_loading_info=True,
+                use_safetensors=True,  # the other format is a pickle
             )
             if missing := sorted(report["missing_keys"]):
                 raise CocoaError(f"{name}: {len(missing)} weights missing from the checkpoint, first {missing[0]}")

@@ -82,7 +82,8 @@ class Embedder:
             fitted = fit_text(self.model.tokenizer, side, self.images, self.max_length, self.ending)
             return chat_messages(fitted, self.images)
         if side.image is None:
-            return side.prompt()
+            text = side.prompt()  # which the library would fetch as a picture, where it is a URL or a path
+            return {"text": text} if len(self.model.modalities) > 1 else text
         image = load_image(side.image)
         return {"image": image, "text": side.prompt()} if side.prompt() else image
 

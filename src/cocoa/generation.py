@@ -71,7 +71,9 @@ def load_engine(model: str) -> Engine:
     source = locate(model)
     try:
         processor = AutoProcessor.from_pretrained(source)
-        loaded, report = AutoModelForImageTextToText.from_pretrained(source, dtype="auto", output_loading_info=True)
+        loaded, report = AutoModelForImageTextToText.from_pretrained(
+            source, dtype="auto", output_loading_info=True, use_safetensors=True
+        )
     except (OSError, ValueError) as error:
         raise _unreadable(model, error) from None
     if missing := sorted(report["missing_keys"]):

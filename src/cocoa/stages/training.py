@@ -22,6 +22,7 @@ from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -166,7 +167,10 @@ class StageTrainer(Trainer):
         state = TrainerState.load_from_json(str(last / TRAINER_STATE_NAME))
         logger.info("resuming from %s", last)
         if state.global_step < self.total_steps():
-            self.train(resume_from_checkpoint=str(last))
+            try:
+                self.train(resume_from_checkpoint=str(last))
+            except UnpicklingError as error:
+                raise CocoaError(f"{last}: holds more than numbers ({error}); it is not ours: remove it") from None
         else:  # stopped after its last step; the library would take one more
             self._load_from_checkpoint(str(last))
             self.state, self.account = state, _account_at(last)
