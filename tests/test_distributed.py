@@ -19,8 +19,8 @@ SCRIPT = Path(__file__).parent / "distributed_stage.py"
 pytestmark = pytest.mark.slow
 
 
-def launch(processes, *arguments):
-    """Run a Python program on so many processes."""
+def launch(processes, *arguments, fails=False):
+    """Run a Python program on so many processes; what it printed, or where it is to fail its errors."""
     command = [sys.executable]
     if processes > 1:
         command += [
@@ -36,8 +36,8 @@ def launch(processes, *arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     environment["PYTHONFAULTHANDLER"] = "1"  # a process that aborts says where
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    assert (done.returncode != 0) == fails, done.stderr[-3000:]
+    return done.stderr if fails else done.stdout
 
 
 def train(processes, stages, backbone, folder, save_at=0):
@@ -110,6 +110,15 @@ def test_a_fault_of_one_process_ends_both(tiny_backbone_path, tmp_path):
         for fault, what in met.items():
             both = [(tmp_path / stage / fault / f"process-{process}").read_text() for process in (0, 1)]
             assert both == [f"{what}, checkpoint-2"] * 2
+
+
+@pytest.mark.parametrize("stage", ["eos_bridge", "contrastive"])
+def test_a_process_that_dies_ends_the_others_with_a_message(tiny_backbone_path, tmp_path, stage):
+    script = Path(__file__).parent / "distributed_death.py"
+    launch(2, script, stage, tiny_backbone_path(), tmp_path, fails=True)
+    met, seconds = (tmp_path / "met").read_text().splitlines()
+    assert met.startswith("another process of this run has ended, and its own last lines say why")
+    assert float(seconds) < 60
 
 
 def test_two_processes_score_as_one_and_share_the_work(tiny_backbone_path, photo_data, tmp_path):

@@ -16,6 +16,7 @@ from toy import arguments, prepared, toy_pairs
 from transformers import TrainerCallback
 
 from cocoa.errors import CocoaError
+from cocoa.failures import explained
 from cocoa.pairs import Side
 from cocoa.stages import contrastive, training, watch
 from cocoa.stages.loading import DEADLY, find_deadly
@@ -233,6 +234,26 @@ def test_a_row_that_hangs_is_deadly_too(monkeypatch):
 
     monkeypatch.setattr("cocoa.stages.loading.PATIENCE", 1.0)
     assert find_deadly(Slow(), [0, 1]) == {1}
+
+
+# ------------------------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("stage", ["eos_bridge", "contrastive"])
+def test_a_full_memory_is_told_with_what_takes_less(tiny_backbone, tmp_path, stage, monkeypatch):
+    trainer = make_trainer(stage, tiny_backbone(), tmp_path, max_steps=1)
+    monkeypatch.setattr(trainer.watch, "see", lambda loss: torch.empty(2**50))
+    with pytest.raises(CocoaError, match=r"memory is full .*lower tokens_per_pass \(\d+\), then gradient_check"):
+        trainer.train_or_resume()
+
+
+def test_other_errors_of_torch_pass():
+    with pytest.raises(RuntimeError, match="shapes"), explained("buy more"):
+        raise RuntimeError("shapes differ")
+    with pytest.raises(CocoaError, match=r"memory is full .*; buy more"), explained("buy more"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+    with pytest.raises(CocoaError, match="another process of this run has ended"), explained("buy more"):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:545] Read error: Connection reset by peer.")
 
 
 # --------------------------------------------------------------------------------------------------- disk

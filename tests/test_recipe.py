@@ -151,6 +151,15 @@ def test_a_mistake_is_named_by_file_and_key(tmp_path, path, value, message):
     assert message in str(found.value)
 
 
+def test_a_gpu_without_bfloat16_is_told(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: including_emulation)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla T4")
+    with pytest.raises(CocoaError, match="dtype: Tesla T4 does not compute in bfloat16; write float32"):
+        parse_recipe(changed("dtype", "bfloat16"))
+    assert parse_recipe(changed("dtype", None)).dtype == "float32"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

@@ -21,6 +21,7 @@ from cocoa.architectures import batch_vision_attention, locate
 from cocoa.backbone import load_backbone
 from cocoa.checkpoint import as_sentence_transformer, find_record, form_of, model_file, trained_length
 from cocoa.errors import CocoaError
+from cocoa.failures import explained
 from cocoa.images import image_size, load_image
 from cocoa.inputs import (
     MAX_LENGTH,
@@ -156,7 +157,10 @@ class Embedder:
         Normalised once more in float32: in bfloat16 sentence-transformers' lengths are off by up to 0.4 %, enough
         to change who is nearest.
         """
-        encoded = self.model.encode(list(items), batch_size=len(items), convert_to_tensor=True, show_progress_bar=False)
+        with explained(f"lower the batch size, now {len(items)} inputs at once, or max_length"):
+            encoded = self.model.encode(
+                list(items), batch_size=len(items), convert_to_tensor=True, show_progress_bar=False
+            )
         return F.normalize(encoded.float(), dim=-1).cpu()
 
     def _room(self, side: Side) -> int:

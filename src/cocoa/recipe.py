@@ -208,10 +208,13 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
     image = as_mapping(content.pop("image", None) or {}, "image")
     content["image"] = _image(image, "image")
     stages = [_stage(entry, i, data, image) for i, entry in enumerate(as_list(content.pop("stages"), "stages"))]
+    emulated = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
     if content.get("dtype") is None:
-        content["dtype"] = "bfloat16" if torch.cuda.is_available() else "float32"
+        content["dtype"] = "bfloat16" if torch.cuda.is_available() and not emulated else "float32"
     if content["dtype"] not in DTYPES:
         raise CocoaError(f"dtype: {content['dtype']!r} is not one of {', '.join(DTYPES)}")
+    if content["dtype"] == "bfloat16" and emulated:
+        raise CocoaError(f"dtype: {torch.cuda.get_device_name()} does not compute in bfloat16; write float32")
     if content.get("lora") is not None:
         content["lora"] = build(Lora, content["lora"], "lora")
     content["output_dir"] = Path(content["output_dir"])

@@ -43,6 +43,7 @@ from transformers.trainer_utils import TrainOutput
 from cocoa.account import Meter
 from cocoa.checkpoint import writing
 from cocoa.errors import CocoaError
+from cocoa.failures import explained
 from cocoa.features import keep_features
 from cocoa.files import write_json
 from cocoa.stages import watch
@@ -181,13 +182,22 @@ class StageTrainer(Trainer):
         self.watch.skipped, self.bad_rows = before.get("skipped_steps", 0), before.get(BAD_ROWS, {})
         if self.args.cache_inputs:
             keep_features(self.train_dataset.backbone, self.train_dataset.images(), not self.args.disable_tqdm)
-        with self.watch.listening(), self.progress, closing(self):
+        with self.watch.listening(), self.progress, closing(self), explained(self._less_memory()):
             output = super().train(resume_from_checkpoint, **kwargs)
         if self.watch.stopping:
             logger.warning("stopped by SIGTERM, saved at step %d; the same command goes on", self.state.global_step)
             raise SystemExit(watch.STOPPED)
         self.account = self._account()
         return output
+
+    def _less_memory(self) -> str:
+        """What makes a step smaller, the cheapest first; the first leaves the result as it is."""
+        knobs = [f"lower tokens_per_pass ({self.args.tokens_per_pass})"]
+        if getattr(self.args, "passes_kept", 1) > 1:
+            knobs.insert(0, f"lower passes_kept ({self.args.passes_kept})")
+        if not self.args.gradient_checkpointing:
+            knobs.append("gradient_checkpointing: true")
+        return ", then ".join([*knobs, "lower image.train_tokens", "fewer trained weights (lora)"])
 
     def close(self) -> None:
         """End the workers that load data, which a traceback would keep."""
