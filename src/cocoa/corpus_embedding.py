@@ -112,9 +112,9 @@ def embed_corpus(settings: EmbedSettings, output: Path) -> dict[str, Any]:
     output = Path(os.path.abspath(output))
     parts = list_parts(settings.source, settings.part_size, output)
     embedder = load_embedder(settings.model, settings.max_length)
-    about = _about(settings, embedder)
+    facts = about(settings, embedder)
     if state.is_main_process:
-        _claim(about, output)
+        claim(facts, output)
     state.wait_for_everyone()
     if not (output / SETTINGS_NAME).is_file():
         raise CocoaError(f"{output}: not the same folder for all processes; choose one on a disk that they share")
@@ -134,11 +134,11 @@ def embed_corpus(settings: EmbedSettings, output: Path) -> dict[str, Any]:
                     f"{part.path}: {bad} rows could not be embedded, more than max-bad-share "
                     f"{settings.max_bad_share:g} of {left} allows; the last: {list(found.bad.values())[-1]}"
                 )
-            write_part(path, found, about)
+            write_part(path, found, facts)
     if not state.is_main_process:
         return {}
     wait_for_files(output / FOLDER / part.name for part in missing)
-    return _summarise(output, parts, about, time.monotonic() - started)
+    return _summarise(output, parts, facts, time.monotonic() - started)
 
 
 def embed_part(
@@ -178,18 +178,18 @@ def embed_part(
     return Embedded(ids, torch.cat(embeddings), bad)
 
 
-def write_part(path: Path, found: Embedded, about: dict[str, Any]) -> None:
+def write_part(path: Path, found: Embedded, facts: dict[str, Any]) -> None:
     """Write the embeddings of a part, whole or not at all.
 
     Args:
         path: of the parquet file; its folder is made where it does not exist.
         found: what it holds.
-        about: `model`, `model_hash` and `precision` of the run.
+        facts: what `about` says of the run.
     """
-    vectors = found.embeddings.numpy().astype(about["precision"])
+    vectors = found.embeddings.numpy().astype(facts["precision"])
     column = pa.FixedSizeListArray.from_arrays(pa.array(np.ravel(vectors)), vectors.shape[1])
     table = pa.table({"id": pa.array(found.ids, pa.string()), "embedding": column})
-    said = {"model": about["model"], "model_hash": about["model_hash"], "bad_rows": found.bad}
+    said = {"model": facts["model"], "model_hash": facts["model_hash"], "bad_rows": found.bad}
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path):
         write_table(path, table.replace_schema_metadata({METADATA: json.dumps(said)}))
@@ -224,7 +224,7 @@ def _embed_rows(
     return found
 
 
-def _about(settings: EmbedSettings, embedder: Embedder) -> dict[str, Any]:
+def about(settings: EmbedSettings, embedder: Embedder) -> dict[str, Any]:
     """What the embeddings depend on besides the rows."""
     return {
         "model": settings.model,
@@ -239,7 +239,7 @@ def _about(settings: EmbedSettings, embedder: Embedder) -> dict[str, Any]:
     }
 
 
-def _claim(about: dict[str, Any], output: Path) -> None:
+def claim(facts: dict[str, Any], output: Path) -> None:
     """Mark the folder as this run's; one in which nothing was written yet is free.
 
     Raises:
@@ -249,19 +249,19 @@ def _claim(about: dict[str, Any], output: Path) -> None:
     try:
         if any((output / FOLDER).glob("*.parquet")):
             found = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else {}
-            for key in about.keys() - {"model"}:  # a folder may have moved
-                if found.get(key) != about[key]:
+            for key in facts.keys() - {"model"}:  # a folder may have moved
+                if found.get(key) != facts[key]:
                     raise CocoaError(
-                        f"{output}: made with another {key} ({found.get(key)!r}, now {about[key]!r}); choose another "
+                        f"{output}: made with another {key} ({found.get(key)!r}, now {facts[key]!r}); choose another "
                         "--output"
                     )
         (output / FOLDER).mkdir(parents=True, exist_ok=True)
-        write_json(mark, about)
+        write_json(mark, facts)
     except (OSError, ValueError, AttributeError) as error:
         raise CocoaError(f"{output}: cannot be used ({error}); choose another --output") from None
 
 
-def _summarise(output: Path, parts: Sequence[Part], about: dict[str, Any], seconds: float) -> dict[str, Any]:
+def _summarise(output: Path, parts: Sequence[Part], facts: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Drop the files of rows that are no longer there, count the others, and write what is known of the run."""
     wanted = {part.name for part in parts}
     rows, bad = 0, dict[str, str]()
@@ -274,7 +274,7 @@ def _summarise(output: Path, parts: Sequence[Part], about: dict[str, Any], secon
         rows += metadata.num_rows
         bad |= json.loads(metadata.metadata[METADATA])["bad_rows"]
     summary = {
-        **about,
+        **facts,
         "rows": rows,
         "parts": len(wanted),
         "bad_rows": bad,
