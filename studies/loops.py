@@ -27,7 +27,7 @@ from cocoa.stages.contrastive import ContrastiveArguments, info_nce
 from cocoa.stages.eos_bridge import EosBridgeArguments
 from cocoa.stages.reconstruction import Prediction, Reconstructor
 from cocoa.stages.sampling import GlobalBatchSampler
-from cocoa.stages.training import trainable
+from cocoa.stages.weights import trainable
 
 OBJECTIVES: dict[str, Callable[[Backbone], Reconstructor]] = {
     "final": FinalState,

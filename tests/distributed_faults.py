@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from split_on_cpu import split_on_cpu
 from test_faults import SAVING, At, spoil_loss
 from test_training import make_trainer
 
@@ -13,7 +14,7 @@ from cocoa.backbone import load_backbone
 from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget
 from cocoa.processes import leave, this_process
-from cocoa.stages.training import last_checkpoint
+from cocoa.stages.checkpoints import last_checkpoint
 
 
 def stop(trainer):
@@ -24,6 +25,7 @@ def no_number(trainer):
     spoil_loss(trainer, {2})
 
 
+split_on_cpu()
 torch.set_num_threads(1)
 state, backbone_path, folder = this_process(), *sys.argv[1:]
 for stage in ("eos_bridge", "contrastive"):

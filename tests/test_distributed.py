@@ -1,4 +1,4 @@
-"""Two gloo processes give the weights that one gives, in every stage."""
+"""Two gloo processes give the weights that one gives, in every stage, whole on each or split over them (FSDP2)."""
 
 import json
 import os
@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
+from short_run import short_recipe
+from test_sharding import environment
 
 import cocoa.cli
+from cocoa.checkpoint import read_record
 
 STAGES = ["joint_reconstruction", "eos_bridge", "compression", "contrastive", "matching"]
 STAGES += ["mostly texts", "mostly texts and kept"]
@@ -19,8 +23,11 @@ SCRIPT = Path(__file__).parent / "distributed_stage.py"
 pytestmark = pytest.mark.slow
 
 
-def launch(processes, *arguments, fails=False):
-    """Run a Python program on so many processes; what it printed, or where it is to fail its errors."""
+def launch(processes, *arguments, fails=False, split=False):
+    """Run a Python program on so many processes; what it printed, or where it is to fail its errors.
+
+    With `split` under FSDP2: the model is split over the processes.
+    """
     command = [sys.executable]
     if processes > 1:
         command += [
@@ -33,17 +40,18 @@ def launch(processes, *arguments, fails=False):
             str(processes),
         ]
     command += [str(argument) for argument in arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    environment["PYTHONFAULTHANDLER"] = "1"  # a process that aborts says where
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    settings["PYTHONFAULTHANDLER"] = "1"  # a process that aborts says where
+    settings |= environment("fsdp2.yaml") if split else {}
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=300)
     assert (done.returncode != 0) == fails, done.stderr[-3000:]
     return done.stderr if fails else done.stdout
 
 
-def train(processes, stages, backbone, folder, save_at=0):
+def train(processes, stages, backbone, folder, save_at=0, tuning="adapters", split=False):
     """The folder of each stage, trained on so many processes in one launch."""
     folder.mkdir(exist_ok=True)
-    launch(processes, SCRIPT, ",".join(stages), backbone, folder, save_at)
+    launch(processes, SCRIPT, ",".join(stages), backbone, folder, save_at, tuning, split=split)
     return {stage: folder / stage for stage in stages}
 
 
@@ -57,6 +65,15 @@ def trained(tiny_backbone_path, tmp_path_factory):
     """Number of processes -> stage -> folder."""
     folder = tmp_path_factory.mktemp("trained")
     return {number: train(number, STAGES, tiny_backbone_path(), folder / str(number)) for number in (1, 2)}
+
+
+@pytest.fixture(scope="module")
+def whole_and_split(trained, tiny_backbone_path, tmp_path_factory):
+    """What is tuned -> stage -> folders: of one process, and of two that the model is split over."""
+    folder, backbone = tmp_path_factory.mktemp("split"), tiny_backbone_path()
+    ones = {"adapters": trained[1], "full": train(1, STAGES, backbone, folder / "one", tuning="full")}
+    twos = {tuning: train(2, STAGES, backbone, folder / tuning, tuning=tuning, split=True) for tuning in ones}
+    return {tuning: {stage: (ones[tuning][stage], twos[tuning][stage]) for stage in STAGES} for tuning in ones}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -102,9 +119,78 @@ def test_four_processes_equal_one(trained, tiny_backbone_path, tmp_path):
         assert distance(one, four) < 1e-3 * distance(one, load_file(folder / "start.safetensors"))
 
 
-def test_a_fault_of_one_process_ends_both(tiny_backbone_path, tmp_path):
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("tuning", ["full", "adapters"])
+def test_split_over_two_processes_equals_one(whole_and_split, tuning, stage):
+    folders = whole_and_split[tuning][stage]
+    start, *ends = (load_file(path) for path in (folders[0] / "start.safetensors", *map(trained_file, folders)))
+    assert distance(start, ends[0]) > 1e-3
+    assert distance(*ends) < 1e-5 * max(1, distance(start, ends[0]))
+    losses = [json.loads((folder / "losses.json").read_text()) for folder in folders]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    accounts = [json.loads((folder / "account.json").read_text()) for folder in folders]
+    assert accounts[0]["tokens"] == accounts[1]["tokens"] > 0  # what evens processes out is not counted
+
+
+def test_split_over_four_processes_equals_one(whole_and_split, tiny_backbone_path, tmp_path):
+    stages = ["joint_reconstruction", "eos_bridge", "compression", "mostly texts"]
+    for stage, folder in train(4, stages, tiny_backbone_path(), tmp_path / "4", tuning="full", split=True).items():
+        one, four = (load_file(trained_file(where)) for where in (whole_and_split["full"][stage][0], folder))
+        assert distance(one, four) < 1e-5
+
+
+def test_a_split_run_resumes_exactly_and_goes_on_whole(tiny_backbone_path, tmp_path):
+    """AdamW's state is split too; the checkpoint is that of one process, so that one process can go on from it."""
+    backbone, stages = tiny_backbone_path(), ["joint_reconstruction", "eos_bridge", "contrastive"]
+    folders = train(2, stages, backbone, tmp_path / "2", save_at=3, tuning="adamw", split=True)
+    whole = {stage: load_file(trained_file(folder)) for stage, folder in folders.items()}
+    for folder in folders.values():
+        shutil.rmtree(folder / "trainer" / "checkpoint-6")
+    shutil.copytree(tmp_path / "2", tmp_path / "1")
+    for stage, folder in train(2, stages, backbone, tmp_path / "2", save_at=3, tuning="adamw", split=True).items():
+        assert distance(whole[stage], load_file(trained_file(folder))) == 0
+    for stage, folder in train(1, stages, backbone, tmp_path / "1", save_at=3, tuning="adamw").items():
+        assert json.loads((folder / "account.json").read_text())["device"] == "2 x cpu, then cpu"
+        moved = distance(whole[stage], load_file(folder / "start.safetensors"))
+        assert distance(whole[stage], load_file(trained_file(folder))) < 1e-2 * moved
+
+
+@pytest.mark.parametrize(("model_type", "tied", "tuning"), [("qwen2_vl", True, "full"), ("qwen2_5_vl", False, "dora")])
+def test_a_split_run_s_checkpoints_are_those_of_one_process(
+    tiny_backbone_path, photo_data, tmp_path, model_type, tied, tuning
+):
+    """The three stages, adapters merged; `dora` with gradient checkpointing."""
+    outputs = []
+    for processes, program in ((1, Path(cocoa.cli.__file__)), (2, SCRIPT.with_name("split_on_cpu.py"))):
+        outputs.append(tmp_path / str(processes))
+        recipe = short_recipe(tiny_backbone_path(model_type, tied), photo_data, outputs[-1], tuning)
+        if tuning == "dora":
+            recipe["lora"]["dropout"] = 0.0
+        path = tmp_path / f"{processes}.yaml"
+        path.write_text(yaml.safe_dump(recipe))
+        launch(processes, program, "train", path, split=processes > 1)
+    for one in outputs[0].rglob("*.safetensors"):
+        two = outputs[1] / one.relative_to(outputs[0])
+        assert distance(load_file(one), load_file(two)) < 1e-5
+    for name in ("1-joint_reconstruction", "2-eos_bridge", "final"):
+        one, two = (output / name for output in outputs)
+        assert files_of(one) == files_of(two)
+        assert read_record(two)["merge_cosine"] > 0.9999 and read_record(two)["device"] == "2 x cpu"
+        assert read_record(one)["tokens"] == read_record(two)["tokens"]
+
+
+def trained_file(folder):
+    return folder / "trained.safetensors"
+
+
+def files_of(folder):
+    return {path.relative_to(folder) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_fault_of_one_process_ends_both(tiny_backbone_path, tmp_path, split):
     """SIGTERM and a loss that is no number: both processes say so, with the last good step on disk."""
-    launch(2, Path(__file__).parent / "distributed_faults.py", tiny_backbone_path(), tmp_path)
+    launch(2, Path(__file__).parent / "distributed_faults.py", tiny_backbone_path(), tmp_path, split=split)
     met = {"stop": "exit 143", "no_number": "step 3: the loss is not finite; its "}
     for stage in ("eos_bridge", "contrastive"):
         for fault, what in met.items():

@@ -18,9 +18,9 @@ from transformers import TrainerCallback
 from cocoa.errors import CocoaError
 from cocoa.failures import explained
 from cocoa.pairs import Side
-from cocoa.stages import contrastive, training, watch
+from cocoa.stages import contrastive, watch
+from cocoa.stages.checkpoints import complete_checkpoints, last_checkpoint
 from cocoa.stages.loading import DEADLY, find_deadly
-from cocoa.stages.training import last_checkpoint
 
 SAVING = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "logging_steps": 1}
 
@@ -288,7 +288,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tiny_backbone, tmp_path, monke
     again = make_trainer("eos_bridge", tiny_backbone(), tmp_path / "full", **options)
     again.train_or_resume()
     assert distance(weights(again), weights(whole)) == 0
-    assert training.complete_checkpoints(tmp_path / "full") == [tmp_path / "full" / "checkpoint-4"]
+    assert complete_checkpoints(tmp_path / "full") == [tmp_path / "full" / "checkpoint-4"]
 
 
 # ------------------------------------------------------------------------------------------------ SIGTERM

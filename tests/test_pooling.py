@@ -13,7 +13,7 @@ from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget
 from cocoa.pairs import Side
 from cocoa.stages.contrastive import ContrastiveArguments, build_trainer
-from cocoa.stages.training import trainable
+from cocoa.stages.weights import trainable
 
 K = 5
 FORMS = [Form("bidirectional", "mean"), Form("causal", "compression", K)]

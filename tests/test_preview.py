@@ -31,7 +31,7 @@ from cocoa.preview_render import Histogram, duration, epoch_line, percent, short
 from cocoa.preview_samples import Token, visible
 from cocoa.recipe import parse_recipe
 from cocoa.stage_data import stage_data
-from cocoa.stages.training import trainable
+from cocoa.stages.weights import trainable
 
 JOINT, BRIDGE, CONTRASTIVE = 0, 1, 2
 

@@ -16,9 +16,11 @@ from cocoa.errors import CocoaError
 from cocoa.pairs import Side
 from cocoa.stages import compression, contrastive, eos_bridge, joint_reconstruction
 from cocoa.stages.arguments import StageArguments
+from cocoa.stages.checkpoints import last_checkpoint
 from cocoa.stages.reconstruction import ReconstructionTrainer
 from cocoa.stages.sampling import GlobalBatchSampler
-from cocoa.stages.training import StageTrainer, last_checkpoint, trainable
+from cocoa.stages.training import StageTrainer
+from cocoa.stages.weights import trainable
 
 STAGES = ["joint_reconstruction", "eos_bridge", "compression", "contrastive", "matching"]
 """`matching` is the contrastive stage on compression tokens."""
@@ -368,7 +370,7 @@ def test_a_finished_training_takes_no_step_when_started_again(tiny_backbone, tmp
         (eos_bridge.EosBridgeArguments, {"on_nonfinite": "ignore"}, "on_nonfinite 'ignore': choose error or skip"),
         (eos_bridge.EosBridgeArguments, {"max_bad_share": 2.0}, "max_bad_share: 2.0 must be above 0 and at most 1"),
         (eos_bridge.EosBridgeArguments, {"save_only_model": True}, "would make a restart inexact"),
-        (eos_bridge.EosBridgeArguments, {"fsdp": True}, "FSDP and DeepSpeed are not supported yet"),
+        (eos_bridge.EosBridgeArguments, {"fsdp": True}, "fsdp: a run is split as a whole, not stage by stage"),
     ],
 )
 def test_values_out_of_range_are_mistakes(tmp_path, cls, options, message):
@@ -383,7 +385,7 @@ def test_values_out_of_range_are_mistakes(tmp_path, cls, options, message):
         (
             Trainer,
             StageTrainer,
-            ["_save", "_load_from_checkpoint", "_load_optimizer_and_scheduler", "_save_checkpoint"],
+            ["save_model", "_load_from_checkpoint", "_load_optimizer_and_scheduler", "_save_checkpoint"],
         ),
         (Trainer, ReconstructionTrainer, ["_get_num_items_in_batch", "compute_loss", "log"]),
         (Trainer, contrastive.ContrastiveTrainer, ["compute_loss", "evaluate"]),

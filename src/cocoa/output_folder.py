@@ -15,7 +15,7 @@ from cocoa.checkpoint import read_record
 from cocoa.errors import CocoaError
 from cocoa.files import write_json
 from cocoa.recipe import differences
-from cocoa.stages.training import last_checkpoint
+from cocoa.stages.checkpoints import last_checkpoint
 
 logger = logging.getLogger(__name__)
 

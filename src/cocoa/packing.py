@@ -22,6 +22,8 @@ OF_TOKENS = ("input_ids", "labels", "hidden_units")
 """Tensors (T,) of a sample that have a value for each token."""
 PLACES = ("eos_position", "compression_start")
 """Tensors of a sample that are a place in it."""
+IDLE_PIXELS, IDLE_GRID = "idle_pixels", "idle_grid_thw"
+"""An image that is looked at and changes nothing, in a row without images."""
 
 
 def by_length(samples: Sequence[dict[str, Tensor]], tokens: int) -> list[list[int]]:
@@ -90,7 +92,8 @@ def final_states(
         input_ids: (1, N).
         position_ids: (3, 1, N).
         attention: a layout, or a boolean mask (1, 1, N, N).
-        images: `pixel_values` (bytes or values) with `image_grid_thw`, or `image_features`, or nothing.
+        images: `pixel_values` (bytes or values) with `image_grid_thw`, or `image_features`, or `idle_pixels` with
+            `idle_grid_thw`, or nothing.
 
     Returns:
         (1, N, D) post-norm states.
@@ -103,6 +106,10 @@ def final_states(
     elif "pixel_values" in images:
         inputs["pixel_values"] = pixels.values(images["pixel_values"])
         inputs["image_grid_thw"] = images["image_grid_thw"]
+    elif IDLE_PIXELS in images:
+        embeds = model.get_input_embeddings()(input_ids)
+        idle = model.get_image_features(pixels.values(images[IDLE_PIXELS]), images[IDLE_GRID]).pooler_output
+        inputs = {"inputs_embeds": embeds + 0 * torch.cat(idle).sum()}
     seen = {"full_attention": attention}
     return model(**inputs, attention_mask=seen, position_ids=position_ids, use_cache=False).last_hidden_state
 
@@ -122,6 +129,10 @@ class PackedEmbedder(nn.Module):
         self.whole = backbone.pooling == "mean"
         self.ending = backbone.ending
         self.pixels = backbone.pixels
+
+    def anew(self, backbone: Backbone) -> PackedEmbedder:
+        """The same around another backbone."""
+        return PackedEmbedder(backbone)
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Recompute the backbone's activations in the backward pass."""

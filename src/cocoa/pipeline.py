@@ -36,6 +36,7 @@ from cocoa.stages import compression, contrastive, eos_bridge, joint_reconstruct
 from cocoa.stages.arguments import StageArguments
 from cocoa.stages.reconstruction import Reconstructor
 from cocoa.stages.training import StageTrainer
+from cocoa.stages.weights import is_split, load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,13 @@ def run_stage(recipe: Recipe, index: int, source: str, form: Form, accept_change
     trainer.train_or_resume()
 
     state.wait_for_everyone()
+    weights = trainer.trained_weights() if is_split(trainer.model) else None
     if state.is_main_process:
+        if weights is not None:
+            backbone = load_stage_backbone(recipe, stage, source, form)
+            adapters = add_stage_adapters(recipe, backbone, args)
+            trainer.model = trainer.model.anew(backbone)
+            load_weights(trainer.model, weights)
         record = {
             "stage": stage.name,
             "source": source,

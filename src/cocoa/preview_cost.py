@@ -23,7 +23,7 @@ from cocoa.stages.arguments import StageArguments
 from cocoa.stages.contrastive import ContrastiveArguments
 from cocoa.stages.joint_reconstruction import JointReconstructionArguments
 from cocoa.stages.reconstruction import Reconstructor
-from cocoa.stages.training import trainable
+from cocoa.stages.weights import trainable
 
 
 def stage_model(recipe: Recipe, backbone: Backbone, args: StageArguments) -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 
 from transformers import TrainingArguments
@@ -12,8 +11,7 @@ from cocoa.backbone import Form
 from cocoa.bad_rows import POLICIES
 from cocoa.errors import CocoaError
 from cocoa.inputs import MAX_LENGTH
-
-_SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+from cocoa.stages.sharding import check_strategy
 
 
 @dataclass
@@ -61,11 +59,7 @@ class StageArguments(TrainingArguments):
                 "several GPUs in one process are not supported: start with `accelerate launch` or `torchrun`, "
                 "or set CUDA_VISIBLE_DEVICES to one"
             )
-        if self.fsdp or self.deepspeed or any(os.environ.get(name) == "true" for name in _SHARDED):
-            raise CocoaError(
-                "FSDP and DeepSpeed are not supported yet: weights must be whole on each device to be merged and "
-                "saved; use plain data parallelism (accelerate launch --multi_gpu) and gradient_checkpointing"
-            )
+        check_strategy(self.fsdp, self.deepspeed)
         if self.save_only_model or self.ignore_data_skip:
             raise CocoaError("save_only_model and ignore_data_skip would make a restart inexact; leave them out")
         check_range("tokens_per_pass", self.tokens_per_pass, 0)

@@ -32,6 +32,7 @@ from cocoa.pairs import Pair, Side
 from cocoa.special_tokens import COMPRESSION_TOKENS
 from cocoa.stages.arguments import StageArguments, check_range
 from cocoa.stages.sampling import SAMPLINGS, DatasetSampling, GlobalBatchSampler
+from cocoa.stages.sharding import gathered_root
 from cocoa.stages.training import StageTrainer
 from cocoa.validation import InPoolEvaluator
 
@@ -243,11 +244,7 @@ class ContrastiveTrainer(StageTrainer):
         self.evaluator = InPoolEvaluator(validation, embedder)
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of a batch; devices exchange gradients once, in its backward pass."""
 
@@ -262,7 +259,8 @@ class ContrastiveTrainer(StageTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """In-pool hit@1 on the held-out pairs."""
-        metrics = {f"eval_{name}": score for name, score in self.evaluator().items()}
+        with gathered_root(self.model):
+            metrics = {f"eval_{name}": score for name, score in self.evaluator().items()}
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

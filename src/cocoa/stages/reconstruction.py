@@ -49,6 +49,11 @@ class Reconstructor(nn.Module):
         self.pixels = backbone.pixels
         self._excluded_ids = [backbone.mask_token_id, *backbone.compression_token_ids]
 
+    def anew(self, backbone: Backbone) -> Reconstructor:
+        """The same around another backbone, with a new patch decoder where there is one."""
+        decoder = self.patch_decoder and PatchDecoder(backbone.model.model.language_model, backbone.unit_size)
+        return Reconstructor(backbone, decoder, self.shifted)
+
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Recompute the backbone's activations in the backward pass."""
         self.model.activation_checkpointing_enable(**kwargs)

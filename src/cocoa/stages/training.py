@@ -13,7 +13,6 @@ What may go wrong on the way: SIGTERM and numbers that are none (`cocoa.stages.w
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
@@ -37,7 +36,7 @@ from transformers import (
     Trainer,
     TrainerState,
 )
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from cocoa.account import Meter
@@ -46,16 +45,16 @@ from cocoa.errors import CocoaError
 from cocoa.failures import explained
 from cocoa.features import keep_features
 from cocoa.files import write_json
-from cocoa.stages import watch
+from cocoa.stages import sharding, watch
+from cocoa.stages.checkpoints import COMPLETE_NAME, account_at, complete_checkpoints, last_checkpoint
 from cocoa.stages.loading import BAD_ROWS, Rows, collate_rows, find_deadly, outlive_sigterm, row_of
 from cocoa.stages.progress import ProgressLine
 from cocoa.stages.sampling import FollowEpoch, GlobalBatchSampler
+from cocoa.stages.weights import load_weights, trainable, whole
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_NAME = "trainable.safetensors"
-COMPLETE_NAME = "complete"
-"""File in a trainer's checkpoint that is written last; it holds the account so far."""
 LOADER_RESTARTS = 3
 """Times in one step that workers which load data are started again."""
 
@@ -75,6 +74,8 @@ class StageTrainer(Trainer):
     def __init__(self, *, name: str, sampler: GlobalBatchSampler, **kwargs: Any) -> None:
         self.sampler = sampler
         super().__init__(**kwargs)
+        if self.is_fsdp_enabled:
+            sharding.prepare(self.model, self.accelerator)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.progress = ProgressLine(name)
@@ -125,6 +126,9 @@ class StageTrainer(Trainer):
                 self._batches = self._load_again(error)
         for batch in batches:
             self._note(batch.pop(BAD_ROWS))
+            self.meter.count(batch)
+        if self.is_fsdp_enabled:
+            sharding.even_out(batches, self.accelerator, self.train_dataset.backbone)
         return batches, count
 
     def _load_again(self, error: RuntimeError) -> Iterator[Any]:
@@ -174,13 +178,13 @@ class StageTrainer(Trainer):
                 raise CocoaError(f"{last}: holds more than numbers ({error}); it is not ours: remove it") from None
         else:  # stopped after its last step; the library would take one more
             self._load_from_checkpoint(str(last))
-            self.state, self.account = state, _account_at(last)
+            self.state, self.account = state, account_at(last)
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> TrainOutput:
-        before = _account_at(Path(resume_from_checkpoint)) if resume_from_checkpoint else {}
+        before = account_at(Path(resume_from_checkpoint)) if resume_from_checkpoint else {}
         self.meter = Meter(self.args.device, self.args.world_size, before)
         self.watch.skipped, self.bad_rows = before.get("skipped_steps", 0), before.get(BAD_ROWS, {})
-        if self.args.cache_inputs:
+        if self.args.cache_inputs and not self.is_fsdp_enabled:  # whose model is still on the CPU
             keep_features(self.train_dataset.backbone, self.train_dataset.images(), not self.args.disable_tqdm)
         with self.watch.listening(), self.progress, closing(self), explained(self._less_memory()):
             output = super().train(resume_from_checkpoint, **kwargs)
@@ -205,7 +209,6 @@ class StageTrainer(Trainer):
             self._batches.close()
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        self.meter.count(inputs)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.watch.see(loss)
         return loss
@@ -228,23 +231,32 @@ class StageTrainer(Trainer):
             return self.args.max_steps
         return math.ceil(self.args.num_train_epochs * self.sampler.steps_per_epoch)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def trained_weights(self) -> dict[str, Tensor]:
+        """What training changes, whole, by name; every process must ask, and the main one gets it."""
+        return whole(dict(trainable(self.model)), self.args.should_save)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: p.detach().cpu().contiguous() for name, p in trainable(self.model)}, folder / WEIGHTS_NAME)
+        weights = self.trained_weights()
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(weights, folder / WEIGHTS_NAME)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         path = Path(resume_from_checkpoint) / WEIGHTS_NAME
-        saved = load_file(path)
-        parameters = dict(trainable(model or self.model))
-        if different := sorted(saved.keys() ^ parameters.keys()):
+        try:
+            load_weights(model or self.model, load_file(path))
+        except CocoaError as error:
             raise CocoaError(
-                f"{path}: parameter {different[0]} is not in both the file and this run's model; the recipe "
-                "changed since: remove the stage's folder to start it again"
-            )
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(saved[name])
+                f"{path}: {error}; the recipe changed since: remove the stage's folder to start it again"
+            ) from None
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        sharding.save_optimizer(self.optimizer, Path(output_dir), self.args.should_save)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """The library's; learning rate and weight decay are those of this run, where the recipe has changed since."""
@@ -252,7 +264,11 @@ class StageTrainer(Trainer):
             return
         kept = ("initial_lr", "weight_decay")
         own = [{key: group[key] for key in kept if key in group} for group in self.optimizer.param_groups]
-        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.is_fsdp_enabled:
+            sharding.load_optimizer(self.optimizer, Path(checkpoint))
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
         groups = self.optimizer.param_groups
         for group, values in zip(groups, own, strict=True):
             if (new := values.get("initial_lr")) != (old := group.get("initial_lr")):
@@ -278,23 +294,3 @@ class StageTrainer(Trainer):
             for old in complete_checkpoints(folder)[:-most]:
                 (old / COMPLETE_NAME).unlink()
                 shutil.rmtree(old)
-
-
-def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The parameters that training changes, by name; shared ones once."""
-    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
-def _account_at(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / COMPLETE_NAME).read_text(encoding="utf-8"))
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """The trainer's checkpoints that were written to their end, the oldest first."""
-    complete = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE_NAME}")]
-    return sorted(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]))
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest trainer checkpoint that was written to its end, or None."""
-    return next(reversed(complete_checkpoints(folder)), None)

@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from cocoa.errors import CocoaError
 from cocoa.files import write_json
+from cocoa.stages.weights import local
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class Watch(TrainerCallback):
             CocoaError: it is not good, and such steps are not left out.
         """
         assert model is not None
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        gradients = [local(p.grad) for p in model.parameters() if p.grad is not None]
         scaled = self.accelerator.scaler is not None  # float16, whose scaler leaves such a step out by itself
         bad_norm = self.bad_losses.new_zeros(()) if scaled else (~get_total_norm(gradients).isfinite()).float()
         found = torch.stack([self.bad_losses, bad_norm, self.bad_losses.new_tensor(float(self.asked))])
