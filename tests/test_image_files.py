@@ -1,11 +1,13 @@
 """Image files in folders and archives: where they are found; what is missing or outside is named."""
 
 import os
+import tracemalloc
 import zipfile
 
 import pytest
 from PIL import Image
 
+from cocoa import image_files
 from cocoa.errors import CocoaError
 from cocoa.image_files import check_image_files, image_locator
 from cocoa.images import image_size, inspect_image, load_image, read_image_bytes
@@ -154,3 +156,53 @@ def test_paths_that_no_file_system_takes_are_missing(tmp_path, path):
     found = image_locator(tmp_path)(path)
     with pytest.raises(CocoaError, match=r"no such image file \(data set A, row 3\)"):
         check_image_files([(found, "A", 3)], {"A": str(tmp_path)})
+
+
+def packed(folder, content, way=zipfile.ZIP_DEFLATED):
+    """The path of a member with that content."""
+    with zipfile.ZipFile(folder / "images.zip", "w", way) as file:
+        file.writestr("A/0.png", content)
+    return folder / "images.zip", f"{folder}/images.zip/A/0.png"
+
+
+def test_a_member_that_unpacks_to_more_than_is_read_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_files, "MAX_IMAGE_BYTES", 1000)
+    _, member = packed(tmp_path, bytes(1001))
+    with pytest.raises(CocoaError, match=r"0\.png: not a readable image \(1001 bytes are more than 1000; scale"):
+        load_image(member)
+    assert "1001 bytes" in inspect_image(member).fault and image_size(member) == (0, 0)
+    (tmp_path / "0.png").write_bytes(bytes(1001))
+    with pytest.raises(CocoaError, match="1001 bytes are more than 1000"):
+        load_image(str(tmp_path / "0.png"))
+
+
+def test_a_member_that_holds_more_than_it_says_is_not_unpacked(tmp_path):
+    path, member = packed(tmp_path, bytes(300_000_000))
+    size = (300_000_000).to_bytes(4, "little")
+    path.write_bytes(path.read_bytes().replace(size, (1000).to_bytes(4, "little")))
+    tracemalloc.start()
+    with pytest.raises(CocoaError, match=r"0\.png: cannot be read \(Bad CRC-32"):
+        read_image_bytes(member)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 10_000_000
+
+
+def test_ways_of_packing_that_unpack_everything_at_once_are_refused(tmp_path):
+    _, member = packed(tmp_path, bytes(1000), zipfile.ZIP_LZMA)
+    with pytest.raises(CocoaError, match=r"0\.png: not a readable image \(neither stored nor deflated"):
+        load_image(member)
+
+
+def test_an_archive_of_another_version_is_no_traceback(tmp_path):
+    path, _ = packed(tmp_path, b"")
+    path.write_bytes(path.read_bytes().replace(b"PK\1\2\x14\3\x14", b"PK\1\2\x14\3\xff"))
+    with pytest.raises(CocoaError, match=r"images\.zip: not a readable archive \(zip file version 25\.5\)"):
+        image_locator(tmp_path)("A/0.png")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "0.png")
+    with pytest.raises(CocoaError, match=r"0\.png: not a readable image \(a folder, pipe or device\)"):
+        load_image(str(tmp_path / "0.png"))
+    assert "a folder, pipe or device" in inspect_image(str(tmp_path / "0.png")).fault

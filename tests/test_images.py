@@ -1,12 +1,17 @@
 """Reading images: every mode becomes upright RGB; what is broken is named."""
 
+import contextlib
 import struct
+import subprocess
+import sys
+import tracemalloc
+import zlib
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile, features
 
 from cocoa.errors import CocoaError
 from cocoa.images import inspect_image, load_image
@@ -109,3 +114,117 @@ def test_a_jpeg_is_decoded_as_small_as_it_is_shown(tmp_path, size, decoded, resi
     assert shown(small.size) == shown(size)
     seen = [np.asarray(image.resize(shown(size)), dtype=float) for image in (small, load_image(path))]
     assert np.abs(seen[0] - seen[1]).mean() < 1
+
+
+def vast(kind, folder):
+    """A small file that says it is an image of 70 million pixels or more, and its size."""
+    if kind == "PNG":
+        content = bytearray(Path(save(Image.new("L", (1, 1)), folder / "x.png")).read_bytes())
+        content[16:24] = struct.pack(">II", 10_000, 7_000)
+        content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    elif kind == "GIF":
+        content = bytearray(Path(save(Image.new("L", (1, 1)), folder / "x.gif")).read_bytes())
+        content[6:10] = struct.pack("<HH", 10_000, 7_000)
+    elif kind == "JPEG":
+        content = bytearray(Path(save(Image.new("L", (8, 8)), folder / "x.jpg")).read_bytes())
+        place = content.index(b"\xff\xc0") + 5
+        content[place : place + 4] = struct.pack(">HH", 7_000, 10_000)
+    elif kind == "PPM":
+        content = bytearray(b"P5 10000 7000 255\n")
+    else:  # a canvas of 24 bits
+        moving = {"save_all": True, "append_images": [Image.new("L", (8, 8), 9)]}
+        content = bytearray(Path(save(Image.new("L", (8, 8)), folder / "x.webp", **moving)).read_bytes())
+        content[24:30] = (9_999).to_bytes(3, "little") + (6_999).to_bytes(3, "little")
+    path = folder / "vast"
+    path.write_bytes(content)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "JPEG", "PPM", "WEBP"])
+def test_a_picture_of_more_pixels_than_are_read_is_refused_before_it_is_decoded(tmp_path, monkeypatch, kind):
+    path = vast(kind, tmp_path)
+    monkeypatch.setattr(Image.Image, "load", None)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    reason = f"10000 x 7000 pixels are more than {32 if kind == 'WEBP' else 64} million; scale it down"
+    for shown in (None, lambda size: (28, 28)):
+        with pytest.raises(CocoaError, match=rf"vast: not a readable image \({reason}\)"):
+            load_image(path, shown)
+    assert reason in inspect_image(path).fault
+
+
+def test_memory_is_not_taken_for_what_a_chunk_says_of_itself(tmp_path):
+    path = Path(save(Image.effect_noise((64, 64), 50), tmp_path / "long.png"))
+    content = path.read_bytes()
+    place = content.index(b"IDAT") - 4
+    path.write_bytes(content[:place] + b"\x7f\xff\xff\xff" + content[place + 4 :])
+    tracemalloc.start()
+    with contextlib.suppress(CocoaError):  # Pillow may take the rest for the chunk
+        load_image(str(path))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 10_000_000
+
+
+def test_a_progressive_jpeg_of_many_scans_is_refused(tmp_path):
+    path = Path(save(Image.new("L", (64, 64)), tmp_path / "scans.jpg", progressive=True))
+    content = path.read_bytes()
+    last = content[content.rindex(b"\xff\xda") : -2]
+    assert load_image(str(path)).size == (64, 64)
+    path.write_bytes(content[:-2] + last * 50 + content[-2:])
+    with pytest.raises(CocoaError, match="a progressive JPEG of more than 50 scans"):
+        load_image(str(path))
+    assert "more than 50 scans" in inspect_image(str(path)).fault
+
+
+def test_formats_that_are_not_read_are_refused(tmp_path):
+    path = save(Image.new("RGB", (8, 8)), tmp_path / "x.eps")
+    with pytest.raises(CocoaError, match=r"x\.eps: not a readable image \(of no format that is read: JPEG, PNG, "):
+        load_image(path)
+    assert "not an image of any format that is read (JPEG, PNG, " in inspect_image(path).fault
+
+
+def test_every_colour_and_opacity_is_shown_on_white():
+    colour, opacity = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+    image = Image.fromarray(np.dstack([colour, colour, colour, opacity]))
+    white = Image.new("RGBA", image.size, "white")
+    assert load_image(image).tobytes() == Image.alpha_composite(white, image).convert("RGB").tobytes()
+
+
+LARGEST = """
+import os, re, sys
+from pathlib import Path
+from PIL import Image
+from cocoa import images
+name, path = sys.argv[1:]
+if not os.path.exists(path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    mode = {"JPEG": "CMYK", "BMP": "RGB"}.get(name, "RGBA")
+    options = {"JPEG": {"progressive": True, "subsampling": 0}, "WEBP": {"method": 0}, "AVIF": {"speed": 10}}
+    options["TIFF"] = {"compression": "tiff_lzw"}
+    picture = Image.new(mode, (8000, images.MAX_PIXELS[name] // 8000), (200, 100, 50, 100)[: len(mode)])
+    picture.save(path, name, exif=exif, **options.get(name, {}))
+    raise SystemExit
+for read in (images.load_image, images.inspect_image):
+    before = re.search(r"VmRSS:\\s*(\\d+)", Path("/proc/self/status").read_text())
+    Path("/proc/self/clear_refs").write_text("5")
+    found = read(path)
+    highest = re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())
+    print(getattr(found, "fault", ""), (int(highest[1]) - int(before[1])) * 1024, sep="\\t")
+    del found
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="counts memory as Linux tells it")
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000"])
+def test_the_largest_picture_takes_less_than_a_gigabyte(tmp_path, name):
+    if name == "AVIF" and not features.check("avif"):
+        pytest.skip("a Pillow without AVIF")
+    for _ in range(2):  # it is written by one process and read by another
+        command = [sys.executable, "-W", "ignore", "-c", LARGEST, name, str(tmp_path / "largest")]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    for line in said.splitlines():
+        fault, most = line.split("\t")
+        assert not fault and int(most) < 1_000_000_000
+    assert len(said.splitlines()) == 2

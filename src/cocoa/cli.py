@@ -208,10 +208,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except CocoaError as error:
-        message = str(error)
-        if "\nOriginal Traceback" in message:  # it was raised in a data loader's worker
-            message = message.strip().splitlines()[-1].partition(": ")[2]
-        sys.stderr.write(f"cocoa: {' '.join(message.split())}\n")
+        sys.stderr.write(f"cocoa: {error}\n")
         sys.exit(2)
 
 

@@ -102,7 +102,7 @@ def dialogues(
             f"what was left out and why: {escape(str(output / SUMMARY_NAME))}",
             soft_wrap=True,
         )
-        console.print(f"done: [bold]{escape(str(output / FILE_NAME))}[/bold]", soft_wrap=True)
+        done(output / FILE_NAME, summary["image_root"])
 
 
 def mine(
@@ -139,7 +139,13 @@ def mine(
         for what, side in zip(("query", "target", "negative"), sides, strict=True):
             said = " ".join(part for part in (side.prompt(), str(side.image or "")) if part)
             console.print(f"  {what}: {escape(said)}", soft_wrap=True)
-    console.print(f"done: [bold]{escape(str(output))}[/bold]", soft_wrap=True)
+    done(output, found.image_root)
+
+
+def done(path: Path, image_root: str | None) -> None:
+    """Say where a file of training data is, and what a recipe needs beside it where its images lie elsewhere."""
+    root = f", with data.image_root={image_root}, where its images are" if image_root else ""
+    console.print(f"done: [bold]{escape(str(path))}[/bold]{escape(root)}", soft_wrap=True)
 
 
 def embed(

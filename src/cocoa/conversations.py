@@ -19,6 +19,7 @@ from cocoa.generation import Conversation, Engine
 from cocoa.image_listing import Listing, Picture
 from cocoa.pairs import Turn
 from cocoa.parsing import build
+from cocoa.yaml_text import read_yaml
 
 NUMBER = QUESTION = "{0}"
 """Where a prompt has the number of questions, and where the question."""
@@ -56,10 +57,9 @@ def load_prompts(model: str, path: Path | None = None) -> Prompts:
         sets = yaml.safe_load(resources.files("cocoa").joinpath("data/dialogues.yaml").read_text(encoding="utf-8"))
         return Prompts(**sets["scenes" if model in EMBEDDED else "general"])
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise CocoaError(f"{path}: cannot be read ({reason}); write the keys questions, answer and caption") from None
+        values = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CocoaError(f"{path}: cannot be read ({error}); write the keys questions, answer and caption") from None
     try:
         return build(Prompts, values, "prompts")
     except CocoaError as error:

@@ -17,11 +17,11 @@ from typing import Any
 
 from cocoa.errors import CocoaError
 from cocoa.image_files import missing_images
+from cocoa.image_listing import FILE_SUFFIXES, SUFFIXES
 from cocoa.pairs import Side
-from cocoa.sources import csv_records, json_records, open_parquet, read_text
+from cocoa.parquet import open_parquet, parquet_batches
+from cocoa.sources import csv_records, json_records, read_text
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
-FILE_SUFFIXES = (".jsonl", ".json", ".csv")
 READ_ROWS = 64
 """Rows of a parquet file in memory at a time."""
 
@@ -78,7 +78,7 @@ def list_parts(source: Path, size: int, output: Path) -> list[Part]:
     if source.is_dir():
         paths = [path for path in _below(source) if not path.is_relative_to(output)]
         tables = [path for path in paths if path.suffix == ".parquet"]
-        images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+        images = [path for path in paths if path.suffix.lower() in SUFFIXES]
         if images and tables:
             raise CocoaError(f"{source}: both images ({images[0]}) and parquet files ({tables[0]}); name one of them")
         parts = _image_parts(source, images, size) if images else _table_parts(source, tables, size)
@@ -183,7 +183,7 @@ def _parquet_rows(part: Part, columns: Columns) -> Iterator[Any]:
             first = first if groups else row
             groups.append(number)
         row += rows
-    for batch in file.iter_batches(READ_ROWS, row_groups=groups, columns=wanted):
+    for batch in parquet_batches(part.path, READ_ROWS, row_groups=groups, columns=wanted):
         begin, end = max(part.start - first, 0), min(part.stop - first, len(batch))
         if begin < end:
             yield from batch.slice(begin, end - begin).to_pylist()

@@ -115,5 +115,5 @@ def _is_evaluation(folder: Path, split: str) -> bool:
     shards = list_splits(folder).get(split, {})
     try:
         return any("tgt_text" in pq.read_schema(path).names for path, _ in shards.values())
-    except (pa.ArrowInvalid, OSError):  # the reader says what is wrong with it
+    except (pa.ArrowException, OSError, UnicodeDecodeError):  # the reader says what is wrong with it
         return False

@@ -29,7 +29,7 @@ from cocoa.embedding import prepared
 from cocoa.errors import CocoaError
 from cocoa.files import write_json
 from cocoa.generation import Engine, identify, load_engine, shrink
-from cocoa.image_listing import Listing, Picture, list_pictures, relative_path
+from cocoa.image_listing import Listing, Picture, list_pictures, relative_path, root_of
 from cocoa.images import load_image
 from cocoa.pairs import Turn
 from cocoa.processes import counting, this_process, wait_for_files
@@ -223,10 +223,16 @@ def _join(
         CocoaError: no picture is left.
     """
     outcomes = [outcome for batch in batches for outcome in read_shard(batch.shard)]
+    kept = [
+        (relative_path(picture.path, output), outcome)
+        for picture, outcome in zip(listing.pictures, outcomes, strict=True)
+        if not reason_to_drop(outcome, settings.write)
+    ]
     summary = {
         "settings": json.loads((output / SETTINGS_NAME).read_text(encoding="utf-8")),
         **counts(listing, outcomes, settings.write),
         "unreadable": listing.unreadable,
+        "image_root": root_of(path for path, _ in kept),
         "versions": versions(),
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -236,10 +242,5 @@ def _join(
         raise CocoaError(
             f"{output}: nothing that the model wrote can be used: {said}; see {SHARDS}, try other --prompts"
         )
-    rows = [
-        (relative_path(picture.path, output), outcome.caption, outcome.turns)
-        for picture, outcome in zip(listing.pictures, outcomes, strict=True)
-        if not reason_to_drop(outcome, settings.write)
-    ]
-    write_dialogues_file(output / FILE_NAME, rows)
+    write_dialogues_file(output / FILE_NAME, [(path, outcome.caption, outcome.turns) for path, outcome in kept])
     return summary

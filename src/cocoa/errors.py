@@ -1,5 +1,7 @@
 """The one exception that stands for a user's mistake."""
 
+LONGEST_MESSAGE = 2000
+
 
 class CocoaError(Exception):
     """A mistake in a recipe, a data set, a path or a checkpoint.
@@ -7,3 +9,15 @@ class CocoaError(Exception):
     The message is one line that names the file, row or key, and the remedy. The command line prints
     it without a traceback and exits with status 2; every other exception is a bug of ours.
     """
+
+    def __init__(self, message: str) -> None:
+        if "\nOriginal Traceback" in message:  # raised in a data loader's worker, and again by torch around it
+            message = message.strip().splitlines()[-1].partition(": ")[2]
+        super().__init__(one_line(message))
+
+
+def one_line(message: str) -> str:
+    """A message that quotes input, fit to be printed: no control characters, the middle of a very long one left out."""
+    if len(message) > LONGEST_MESSAGE:
+        message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[5 - LONGEST_MESSAGE // 2 :]}"
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in message)

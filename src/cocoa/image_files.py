@@ -18,6 +18,8 @@ IMAGE_FOLDERS = ("", "images", "eval_images")
 """Where in a data folder the image paths of MMEB may start."""
 PATIENCE = 100
 """Missing files of one folder after which the others are no longer looked for elsewhere."""
+MAX_IMAGE_BYTES = 200_000_000
+"""Of an image file, or of an archive's member unpacked; 64 million pixels of three bytes fit."""
 ARCHIVE_FOLDERS = ("", "images_zip", "images")
 """Where in it archives are looked for: MMEB-eval has one `images.zip`, MMEB-train one a data set."""
 
@@ -29,8 +31,29 @@ def split_archive(path: str) -> tuple[str, str]:
 
 
 def read_member(archive: str, member: str) -> bytes:
-    """The content of an archive's member; a KeyError where it has none of this name."""
-    return _open_archive(archive, os.getpid()).read(member)
+    """The content of an archive's member.
+
+    Raises:
+        KeyError: it has none of this name.
+        ValueError: unpacked, the member would be larger than `MAX_IMAGE_BYTES`, or cannot be unpacked bit by bit.
+    """
+    file = _open_archive(archive, os.getpid())
+    info = file.getinfo(member)
+    check_bytes(info.file_size)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("neither stored nor deflated in its archive; pack it anew")
+    with file.open(info) as opened:
+        return opened.read(info.file_size)  # `file.read` would unpack more where the member holds more than it says
+
+
+def check_bytes(size: int) -> None:
+    """See that a file of that many bytes may be read whole.
+
+    Raises:
+        ValueError: it is larger than `MAX_IMAGE_BYTES`.
+    """
+    if size > MAX_IMAGE_BYTES:
+        raise ValueError(f"{size} bytes are more than {MAX_IMAGE_BYTES}; scale the image down")
 
 
 @cache
@@ -45,7 +68,7 @@ def _archive_folders(path: str) -> dict[str, set[str]]:
     folders: dict[str, set[str]] = {}
     try:
         names = _open_archive(path, os.getpid()).namelist()
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged archive raises as much as a damaged image does
         raise CocoaError(f"{path}: not a readable archive ({error}); download it again") from None
     for name in names:
         folder, _, file = name.rpartition("/")

@@ -9,23 +9,24 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from cocoa.embedding_cache import content_key
 from cocoa.errors import CocoaError
 from cocoa.files import unfinished
 from cocoa.image_files import OUTSIDE, leaves
-from cocoa.images import load_image
+from cocoa.images import load_image, open_image
 from cocoa.pairs import Side, Turn
+from cocoa.parquet import open_parquet, parquet_batches
 from cocoa.parsing import check_keys
 from cocoa.processes import shared
-from cocoa.sources import csv_records, json_records, open_parquet, read_text, read_turns
+from cocoa.sources import csv_records, json_records, read_text, read_turns
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 FILE_SUFFIXES = (".jsonl", ".json", ".csv")
@@ -192,10 +193,9 @@ def _row_groups(path: Path) -> list[tuple[Path, str, int, int]]:
 def _look_into(output: Path, image_root: Path | None, group: tuple[Path, str, int, int]) -> list[_Seen]:
     """The images of a row group, a few rows in memory at a time; its other columns are not read."""
     path, column, number, row = group
-    file = open_parquet(path)
-    columns = [name for name in (column, "caption", "dialogue") if name in file.schema_arrow.names]
+    columns = [name for name in (column, "caption", "dialogue") if name in open_parquet(path).schema_arrow.names]
     seen = []
-    for batch in file.iter_batches(READ_ROWS, row_groups=[number], columns=columns):
+    for batch in parquet_batches(path, READ_ROWS, row_groups=[number], columns=columns):
         for record in batch.to_pylist():
             seen.append(_look(output, _row(record, column, f"{path}, row {row}", image_root or path.parent)))
             row += 1
@@ -206,7 +206,7 @@ def _look(output: Path, row: _Row) -> _Seen:
     """Decode an image; one that is not a file yet becomes one."""
     try:
         if isinstance(row.image, bytes):
-            with Image.open(io.BytesIO(row.image)) as opened:
+            with open_image(io.BytesIO(row.image)) as opened:
                 image, suffix = load_image(opened), (opened.format or "").lower()
             path = _write_image(output / IMAGES_FOLDER, row.image, "jpg" if suffix == "jpeg" else suffix)
         elif row.image and row.root and leaves(row.image, row.root):
@@ -232,6 +232,15 @@ def _write_image(folder: Path, content: bytes, suffix: str) -> str:
         unfinished(path).write_bytes(content)
         os.replace(unfinished(path), path)
     return os.path.abspath(path)
+
+
+def root_of(paths: Iterable[str]) -> str | None:
+    """The folder that all images lie in whose paths `relative_path` leaves absolute; None where there are none.
+
+    It is what `data.image_root` has to be, where a recipe trains on the file with these paths.
+    """
+    folders = [os.path.dirname(path) for path in paths if os.path.isabs(path)]
+    return os.path.commonpath(folders) if folders else None
 
 
 def relative_path(path: str, folder: Path) -> str:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from cocoa.errors import CocoaError
-from cocoa.image_files import read_member, split_archive
+from cocoa.image_files import check_bytes, read_member, split_archive
 
 ImageRef = str | bytes | Image.Image
 """An image in memory, the content of an image file, or the absolute path of one."""
@@ -29,6 +32,16 @@ TURNS = {
 ORIENTATION = 0x0112
 
 
+MAX_PIXELS = dict.fromkeys(("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "PPM"), 64_000_000) | dict.fromkeys(
+    ("WEBP", "AVIF", "JPEG2000"), 32_000_000
+)
+"""The formats that are read, and the most pixels of an image of each, which is refused before it is decoded.
+
+Decoding a pixel takes up to 13 bytes, 29 where the decoder keeps copies of its own: less than 1 GB in all, in every
+process that decodes images.
+"""
+MAX_SCANS = 50
+"""Of a progressive JPEG, each of which takes as long as the whole image; encoders write some ten."""
 Size = tuple[int, int]
 """Width and height in pixels."""
 
@@ -44,12 +57,12 @@ def load_image(image: ImageRef, shown: Callable[[Size], Size] | None = None) -> 
             quarter or an eighth of its size where that is enough, and shown in the same size.
 
     Raises:
-        CocoaError: the file is missing or no readable image; the message names it.
+        CocoaError: the file is missing, no readable image, or one of more than `MAX_PIXELS`; the message names it.
     """
     if not isinstance(image, Image.Image):
         name = image if isinstance(image, str) else "image"
         try:
-            with Image.open(_source(image)) as opened:
+            with open_image(io.BytesIO(_content(image))) as opened:  # a file would be read by what it says of itself
                 if shown is not None and opened.format == "JPEG":
                     _decode_smaller(opened, shown)
                 opened.load()
@@ -71,19 +84,62 @@ def _decode_smaller(opened: Image.Image, shown: Callable[[Size], Size]) -> None:
             return
 
 
+def open_image(source: io.BytesIO) -> Image.Image:
+    """An image file opened and not decoded, once it is seen to be none that takes all memory or time.
+
+    Raises:
+        UnidentifiedImageError: it is of none of the formats.
+        ValueError: it has too many pixels or scans; whatever else Pillow stumbles over.
+    """
+    try:
+        opened = Image.open(source, formats=_formats())
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(f"of no format that is read: {', '.join(_formats())}") from None
+    try:
+        (width, height), limit = opened.size, MAX_PIXELS[opened.format or ""]
+        if width * height > limit:
+            raise ValueError(f"{width} x {height} pixels are more than {limit // 1_000_000} million; scale it down")
+        if opened.info.get("progressive") and _scans(source.getvalue()) > MAX_SCANS:
+            raise ValueError(f"a progressive JPEG of more than {MAX_SCANS} scans; save it anew")
+    except Exception:
+        opened.close()
+        raise
+    return opened
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `MAX_PIXELS` that this Pillow reads; MPO is what it makes of a JPEG of several pictures."""
+    Image.init()
+    return tuple(name for name in MAX_PIXELS if name in Image.OPEN and name != "MPO")
+
+
+def _scans(content: bytes) -> int:
+    return len(re.findall(rb"\xff\xda\0[\x08\x0a\x0c\x0e][\x01-\x04]", content))  # marker, length, components
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """An image turned as its EXIF data says, in RGB and without that data."""
     turn = TURNS.get(image.getexif().get(ORIENTATION, 1))  # not `exif_transpose`, which stumbles over broken EXIF data
-    if turn is not None:
-        image = image.transpose(turn)
+    upright = _opaque(image) if image.has_transparency_data else _rgb(image)
+    if turn is not None:  # last: fewer bytes are held at a time
+        upright = upright.transpose(turn)
+    upright.info = {}
+    return upright
+
+
+def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip to white
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    image = image.convert("RGB")
-    image.info = {}
-    return image
+    return image.convert("RGB")
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """An image on white."""
+    white = Image.new("RGB", image.size, "white")
+    image = image if image.mode == "RGBA" else image.convert("RGBA")
+    white.paste(image, mask=image)
+    return white
 
 
 def image_size(image: ImageRef) -> tuple[int, int]:
@@ -91,7 +147,7 @@ def image_size(image: ImageRef) -> tuple[int, int]:
     if isinstance(image, Image.Image):
         return image.size
     try:
-        with Image.open(_source(image)) as opened:
+        with Image.open(_source(image), formats=_formats()) as opened:
             return opened.size
     except Exception:  # as in `load_image`
         return 0, 0
@@ -112,11 +168,11 @@ def inspect_image(path: str) -> Inspected:
         return Inspected(str(error).removeprefix(f"{path}: "), b"")
     digest = hashlib.blake2b(content, digest_size=16).digest()
     try:
-        with Image.open(io.BytesIO(content)) as opened:
+        with open_image(io.BytesIO(content)) as opened:
             opened.draft("RGB", (1, 1))
             _upright(opened)
-    except Image.UnidentifiedImageError:
-        return Inspected("not an image of any format that Pillow reads; replace it", digest)
+    except UnidentifiedImageError:
+        return Inspected(f"not an image of any format that is read ({', '.join(_formats())}); replace it", digest)
     except Exception as error:  # as in `load_image`
         return Inspected(f"not a readable image ({error}); replace it", digest)
     return Inspected("", digest)
@@ -129,10 +185,14 @@ def read_image_bytes(image: str) -> bytes:
         CocoaError: it cannot be read.
     """
     try:
-        source = _source(image)
-        return source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
+        return _content(image)
     except Exception as error:  # a damaged archive raises as much as a damaged image does
         raise CocoaError(f"{image}: cannot be read ({error}); check the data folder or `image_root`") from None
+
+
+def _content(image: str | bytes) -> bytes:
+    source = _source(image)
+    return source.getvalue() if isinstance(source, io.BytesIO) else Path(source).read_bytes()
 
 
 def _source(path: str | bytes) -> str | io.BytesIO:
@@ -141,6 +201,9 @@ def _source(path: str | bytes) -> str | io.BytesIO:
         return io.BytesIO(path)
     archive, member = split_archive(path)
     if not archive:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError("a folder, pipe or device")  # a pipe would be waited for, a device may have no end
+        check_bytes(os.path.getsize(path))
         return path
     try:
         return io.BytesIO(read_member(archive, member))

@@ -26,7 +26,7 @@ from cocoa.embedding import Embedder, load_embedder
 from cocoa.embedding_cache import content_key
 from cocoa.errors import CocoaError
 from cocoa.eval_inputs import inspect_images
-from cocoa.image_listing import relative_path
+from cocoa.image_listing import relative_path, root_of
 from cocoa.pairs import Pair, Side, check_images
 from cocoa.processes import this_process
 from cocoa.sources import read_file
@@ -49,6 +49,7 @@ class Mined:
         positive: mean cosine of queries and their own targets.
         negative: mean cosine of queries and mined negatives; NaN where there are none.
         examples: some of the hardest: query, target, negative.
+        image_root: the folder of the images, where they do not lie below the written file's.
     """
 
     pairs: list[Pair]
@@ -58,6 +59,7 @@ class Mined:
     positive: float = 0.0
     negative: float = 0.0
     examples: list[tuple[Side, Side, Side]] = field(default_factory=list)
+    image_root: str | None = None
 
 
 class _Embedded:
@@ -137,6 +139,8 @@ def mine(
     found = choose_negatives(pairs, embedder, negatives, batch_size, relative_margin, range_min, range_max, max_score)
     found.dropped = len(read) - len(pairs)
     write_pairs(output, found.pairs)
+    images = (side.image for pair in found.pairs for side in pair.sides if isinstance(side.image, str))
+    found.image_root = root_of(relative_path(image, output.parent) for image in images)
     return found
 
 

@@ -21,6 +21,7 @@ from cocoa.catalogue import (
 from cocoa.errors import CocoaError
 from cocoa.image_files import image_locator
 from cocoa.pairs import Pair, PairSet, sample_rows
+from cocoa.parquet import first_line
 
 
 def list_subsets(folder: str | Path) -> list[str]:
@@ -88,12 +89,12 @@ def read_split(folder: Path, split: str, needed: Sequence[str], optional: Sequen
                 for name in columns:
                     _check_type(path, name, file.schema_arrow.field(name).type)
                 tables.append(file.read(columns=columns))
-        except (pa.ArrowInvalid, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise CocoaError(f"{path}: not a readable parquet file ({reason}); download it again") from None
+                tables[-1].validate(full=True)  # else a damaged text is read beyond its end
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last in a column's name
+            raise CocoaError(f"{path}: not a readable parquet file ({first_line(error)}); download it again") from None
     try:
         return pa.concat_tables(tables, promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except pa.ArrowException as error:
         raise CocoaError(f"{folder}: the files of split {split!r} differ in type ({error}); write them alike") from None
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 
 from cocoa.adapters import Lora
 from cocoa.errors import CocoaError
@@ -28,6 +27,7 @@ from cocoa.stages.compression import CompressionArguments
 from cocoa.stages.contrastive import ContrastiveArguments
 from cocoa.stages.eos_bridge import EosBridgeArguments
 from cocoa.stages.joint_reconstruction import JointReconstructionArguments
+from cocoa.yaml_text import read_yaml
 
 STAGES: dict[str, type[StageArguments]] = {
     "joint_reconstruction": JointReconstructionArguments,
@@ -173,13 +173,13 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CocoaError(f"{path}: no such recipe; recipes/ has some to start from") from None
     except OSError as error:
         raise CocoaError(f"{path}: cannot be read ({error.strerror}); name a recipe file") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CocoaError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    except ValueError as error:
+        raise CocoaError(f"{path}: not YAML ({error}); see recipes/ for examples") from None
     if not isinstance(content, dict):
         raise CocoaError(f"{path}: a recipe is a mapping of keys; see recipes/ for examples")
     for override in overrides:
@@ -204,6 +204,8 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
     for key in ("backbone", "output_dir", "seed", "dtype"):
         if content.get(key) is not None:
             content[key] = convert(content[key], "int" if key == "seed" else "str", key)
+    if not 0 <= (content.get("seed") or 0) < 2**32:
+        raise CocoaError(f"seed: {content['seed']} must be from 0 to 4294967295")
     data = as_mapping(content.pop("data"), "data")
     image = as_mapping(content.pop("image", None) or {}, "image")
     content["image"] = _image(image, "image")
@@ -280,9 +282,9 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
     if not isinstance(node, dict):
         raise CocoaError(f"{'.'.join(parents)}: not a mapping, so {override!r} cannot be applied")
     try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise CocoaError(f"{override!r}: the value is not YAML ({' '.join(str(error).split())})") from None
+        node[last] = read_yaml(text)
+    except ValueError as error:
+        raise CocoaError(f"{override!r}: the value is not YAML ({error}); put text in quotes") from None
 
 
 def _stage_of(stages: list[Any], part: str, where: str) -> dict[str, Any]:

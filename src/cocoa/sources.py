@@ -17,14 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from cocoa.bad_rows import Policy
 from cocoa.catalogue import NEGATIVE_COLUMNS, TRAIN_COLUMNS, pair_reader
 from cocoa.errors import CocoaError
 from cocoa.mmeb import list_subsets, read_train, select_subsets
 from cocoa.pairs import Pair, PairSet, Side, Turn, sample_rows
+from cocoa.parquet import parquet_batches
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 SIDE_KEYS = ("text", "image", "instruction")
@@ -153,14 +151,17 @@ def csv_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[tu
     """As `json_records`, the rows of a CSV file, whose columns have to be among `columns` if they are given."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
-        for column in reader.fieldnames or ():
-            if columns is not None and column not in columns:
-                raise CocoaError(f"{path}: unknown column {column!r}; the columns are {', '.join(columns)}")
-        for record in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in record:
-                raise CocoaError(f"{where}: more fields than columns; put texts with commas in double quotes")
-            yield reader.line_num, where, record
+        try:
+            for column in reader.fieldnames or ():
+                if columns is not None and column not in columns:
+                    raise CocoaError(f"{path}: unknown column {column!r}; the columns are {', '.join(columns)}")
+            for record in reader:
+                where = f"{path}, line {reader.line_num}"
+                if None in record:
+                    raise CocoaError(f"{where}: more fields than columns; put texts with commas in double quotes")
+                yield reader.line_num, where, record
+        except csv.Error as error:
+            raise CocoaError(f"{path}, line {reader.line_num}: not CSV ({error}); repair or drop the line") from None
 
 
 def _json_pairs(path: Path, root: str) -> Iterator[Pair]:
@@ -190,8 +191,10 @@ def _json_pairs(path: Path, root: str) -> Iterator[Pair]:
             yield Pair(query, target, (), path.stem, row, turns)
         else:
             _check_keys(record, (*TRAIN_COLUMNS, *NEGATIVE_COLUMNS), where)
-            for key in TRAIN_COLUMNS:
-                read_text(record, key, where)
+            for key in (*TRAIN_COLUMNS, *NEGATIVE_COLUMNS):
+                value = record.get(key)
+                for each in value if key in NEGATIVE_COLUMNS and isinstance(value, list) else [value]:
+                    read_text({key: each}, key, where)
             pair = mmeb_pair(record, row)
             if isinstance(pair, str):
                 raise CocoaError(f"{where}: {pair}: neither text nor image; fill it in or drop the row")
@@ -206,10 +209,12 @@ def json_records(path: Path) -> Iterator[tuple[int, str, Any]]:
             start = file.readline()
         file.seek(0)
         if start.lstrip().startswith("["):
+            text = file.read()
             try:
-                records = json.load(file)
-            except json.JSONDecodeError as error:
-                raise CocoaError(f"{path}, line {error.lineno}: not JSON ({error.msg}); repair the line") from None
+                records = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                where = f"{path}, line {error.lineno}" if isinstance(error, json.JSONDecodeError) else str(path)
+                raise CocoaError(f"{where}: not JSON ({_reason(error)}); repair the line") from None
             yield from ((number, f"{path}, record {number}", record) for number, record in enumerate(records, 1))
             return
         for number, line in enumerate(file, 1):
@@ -217,29 +222,24 @@ def json_records(path: Path) -> Iterator[tuple[int, str, Any]]:
                 where = f"{path}, line {number}"
                 try:
                     yield number, where, json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise CocoaError(f"{where}: not JSON ({error.msg}); repair or drop the line") from None
+                except (ValueError, RecursionError) as error:
+                    raise CocoaError(f"{where}: not JSON ({_reason(error)}); repair or drop the line") from None
+
+
+def _reason(error: Exception) -> str:
+    """Why a text is no JSON; numbers of thousands of digits and deep nesting are no syntax errors."""
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    return error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(";")[0]
 
 
 def _parquet_records(path: Path) -> Iterator[tuple[int, str, Any]]:
     """As `json_records`, the rows of a parquet file, counted from 1."""
     number = 0
-    for batch in open_parquet(path).iter_batches(READ_ROWS):
+    for batch in parquet_batches(path, READ_ROWS):
         for record in batch.to_pylist():
             number += 1
             yield number, f"{path}, row {number}", record
-
-
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """A parquet file, seen to be one.
-
-    Raises:
-        CocoaError: it is none.
-    """
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise CocoaError(f"{path}: not parquet ({str(error).splitlines()[0]}); write it again") from None
 
 
 def read_turns(value: Any, where: str) -> tuple[Turn, ...]:
@@ -273,6 +273,10 @@ def read_text(record: dict[str, Any], key: str, where: str) -> str:
     value = record.get(key)
     if value is not None and not isinstance(value, str):
         raise CocoaError(f"{where}: {key} is {value!r}, not text; put it in double quotes")
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError as error:
+        raise CocoaError(f"{where}: {key} is not Unicode (character {error.start}); write it anew") from None
     return (value or "").strip()
 
 
