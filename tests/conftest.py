@@ -105,9 +105,9 @@ def photo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def photo_dialogues(photo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def photo_dialogues(photo_data: Path) -> Path:
     """A file with a dialogue of two turns on each training photograph."""
-    path = tmp_path_factory.mktemp("dialogues") / "talks.jsonl"
+    path = photo_data / "talks.jsonl"
     turns = [{"question": "what is red?", "answer": "the cup"}, {"question": "how many?", "answer": "two"}]
     images = sorted((photo_data / "MMEB-train").rglob("*.jpg"))
     path.write_text("".join(json.dumps({"image_path": str(image), "dialogue": turns}) + "\n" for image in images))
