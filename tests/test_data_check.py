@@ -66,6 +66,6 @@ def test_a_file_of_ones_own_is_read_too(tmp_path):
     assert [(bad.row, "1.png: no such image file" in bad.reason) for bad in report.bad] == [(2, True)]
     path.write_text("{")
     (report,) = check_data(path)
-    assert "line 1: not JSON" in report.error
+    assert [(bad.row, "line 1: not JSON" in bad.reason) for bad in report.bad] == [(1, True)]
     with pytest.raises(CocoaError, match="no such folder"):
         check_data(tmp_path / "nowhere")

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from cocoa import pair_eval
+from cocoa.data_check import check_data
 from cocoa.embedding import load_embedder
 from cocoa.errors import CocoaError
 from cocoa.evaluation import evaluate
@@ -99,6 +100,19 @@ def test_scores_are_those_of_a_plain_loop(pair_file, tiny_backbone_path, picture
     before = sorted(path.name for path in (tmp_path / "scores" / "embeddings").rglob("*"))
     assert evaluate(tiny_backbone_path(), path, tmp_path / "scores", batch_size=4, image_root=tmp_path) == summary
     assert before == sorted(path.name for path in (tmp_path / "scores" / "embeddings").rglob("*"))
+
+
+def test_broken_rows_are_an_error_or_left_out(pair_file, tiny_backbone_path, tmp_path):
+    path = pair_file(*[({"text": f"q{i}"}, {"text": f"t{i}"}) for i in range(4)])
+    path.write_text(path.read_text() + '{"query": {"text": "q"}}\n{\n')
+    with pytest.raises(CocoaError, match="line 5, target: not an object"):
+        evaluate(tiny_backbone_path(), path, tmp_path / "scores")
+    summary = evaluate(tiny_backbone_path(), path, tmp_path / "scores", on_bad_row="skip")
+    assert [row["row"] for row in summary["bad_rows"]] == [5, 6]
+    written = json.loads((tmp_path / "scores" / "held-out_score.json").read_text())
+    assert (written["num_data"], written["num_pred"]) == (6, 4)
+    (report,) = check_data(path)
+    assert (report.rows, [bad.row for bad in report.bad]) == (4, [5, 6])
 
 
 def test_of_many_targets_a_query_gets_a_sample_that_stays(pair_file, monkeypatch):

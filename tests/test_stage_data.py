@@ -109,6 +109,23 @@ def test_no_image_path_of_a_file_leaves_its_root(tiny_backbone, data, tmp_path_f
         assert read(tiny_backbone(), data, stage, validation_rows=0, image_root="/").datasets() == {"train": 2}
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("{", "line 2: not JSON"), ('{"query": 1}', "line 2, query: not an object"), ("[]", "line 2: not a JSON object")],
+)
+def test_broken_rows_of_a_file_are_an_error_or_left_out(tiny_backbone, data, line, said):
+    lines = (data / "train.jsonl").read_text().splitlines()
+    (data / "train.jsonl").write_text("\n".join([lines[0], line, *lines[2:]]))
+    backbone = tiny_backbone()
+    with pytest.raises(CocoaError, match=said):
+        read(backbone, data, validation_rows=0)
+    with pytest.raises(CocoaError, match=f"1 of 20 rows are broken, more than data.max_bad_share 0.01 .*{said}"):
+        read(backbone, data, validation_rows=0, on_bad_row="skip")
+    found = read(backbone, data, validation_rows=0, on_bad_row="skip", max_bad_share=0.05)
+    assert [pair.row for pair in found.pairs] == [i for i in range(1, 21) if i != 2]
+    assert found.left_out["train"]["not of a form that is read"] == 1
+
+
 @pytest.mark.parametrize("stage", ["contrastive", "eos_bridge"])
 def test_rows_without_their_image_are_an_error_or_left_out(tiny_backbone, data, stage):
     for i in (3, 11):

@@ -20,7 +20,7 @@ from cocoa.image_files import missing_images
 from cocoa.image_listing import FILE_SUFFIXES, SUFFIXES
 from cocoa.pairs import Side
 from cocoa.parquet import open_parquet, parquet_batches
-from cocoa.sources import csv_records, json_records, read_text
+from cocoa.records import csv_records, json_records, read_text
 
 READ_ROWS = 64
 """Rows of a parquet file in memory at a time."""

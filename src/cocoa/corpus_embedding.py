@@ -56,7 +56,7 @@ class EmbedSettings:
         image_root: what image paths are relative to, and must not leave; by default the source file's folder.
         batch_size: inputs embedded at once where they are the longest; of shorter ones more.
         on_bad_row: a row that cannot be embedded is an `error`, or left out (`skip`).
-        max_bad_share: share of the rows that may be left out.
+        max_bad_share: share of the corpus' rows that a process may leave out.
     """
 
     model: str
@@ -129,10 +129,10 @@ def embed_corpus(settings: EmbedSettings, output: Path) -> dict[str, Any]:
             path = output / FOLDER / part.name
             found = embed_part(embedder, part, settings, count)
             bad += len(found.bad)
-            if bad > settings.max_bad_share * max(left, 1):
+            if bad > settings.max_bad_share * rows:
                 raise CocoaError(
                     f"{part.path}: {bad} rows could not be embedded, more than max-bad-share "
-                    f"{settings.max_bad_share:g} of {left} allows; the last: {list(found.bad.values())[-1]}"
+                    f"{settings.max_bad_share:g} of {rows} allows; the last: {list(found.bad.values())[-1]}"
                 )
             write_part(path, found, facts)
     if not state.is_main_process:
@@ -249,7 +249,7 @@ def claim(facts: dict[str, Any], output: Path) -> None:
     try:
         if any((output / FOLDER).glob("*.parquet")):
             found = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else {}
-            for key in facts.keys() - {"model"}:  # a folder may have moved
+            for key in sorted(facts.keys() - {"model"}):  # a folder may have moved
                 if found.get(key) != facts[key]:
                     raise CocoaError(
                         f"{output}: made with another {key} ({found.get(key)!r}, now {facts[key]!r}); choose another "

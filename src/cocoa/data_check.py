@@ -84,7 +84,11 @@ def _splits(folder: Path, wanted: str | None) -> list[str]:
 def _check(report: DataReport, path: Path, image_root: str | Path | None) -> None:
     """Fill in the report of one data set."""
     if path.is_file():
-        _check_pairs(report, read_file(path, image_root))
+
+        def broken(row: int, error: CocoaError) -> None:
+            report.bad.append(BadRow(report.name, row, str(error)))
+
+        _check_pairs(report, read_file(path, image_root, broken=broken))
     elif not _is_evaluation(path / report.name, report.split):
         _check_pairs(report, read_train(path, report.split, [report.name], image_root=image_root))
     else:
@@ -103,11 +107,13 @@ def _check_pairs(report: DataReport, found: PairSet) -> None:
     faults = missing_images(paths, found.roots[report.name])
     looked = inspect_images(path for path in paths if path not in faults)
     faults |= {path: inspected.fault for path, inspected in looked.items() if inspected.fault}
-    for row, images in used.items():
-        broken = next((path for path in images if path in faults), None)
-        if broken is not None:
-            report.bad.append(BadRow(report.name, row, f"{broken}: {faults[broken]}"))
-    report.rows, report.images = len(found.pairs) - len(report.bad), len(paths)
+    without_image = [
+        BadRow(report.name, row, f"{path}: {faults[path]}")
+        for row, images in used.items()
+        if (path := next((path for path in images if path in faults), None)) is not None
+    ]
+    report.bad += without_image
+    report.rows, report.images = len(found.pairs) - len(without_image), len(paths)
 
 
 def _is_evaluation(folder: Path, split: str) -> bool:

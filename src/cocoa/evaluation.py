@@ -75,7 +75,7 @@ def evaluate(
     if Path(data).is_file():
         if prompt_style != "cocoa" or subsets != "all":
             raise CocoaError(f"{data}: a file is one data set in our own form; leave --subsets and --prompt-style out")
-        found, root = [read_pair_eval(data, image_root)], image_root or Path(data).parent
+        found, root = [read_pair_eval(data, image_root, bad)], image_root or Path(data).parent
     else:
         found, root = read_eval(data, subsets, split, image_root, bad, prompt_style), image_root or data
     found = with_images_present(found, root, bad)

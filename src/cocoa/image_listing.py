@@ -26,7 +26,8 @@ from cocoa.pairs import Side, Turn
 from cocoa.parquet import open_parquet, parquet_batches
 from cocoa.parsing import check_keys
 from cocoa.processes import shared
-from cocoa.sources import csv_records, json_records, read_text, read_turns
+from cocoa.records import csv_records, json_records, read_text
+from cocoa.sources import read_turns
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 FILE_SUFFIXES = (".jsonl", ".json", ".csv")

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
+from cocoa.bad_rows import BadRows
 from cocoa.errors import CocoaError
 from cocoa.mmeb_eval import EvalDataset
 from cocoa.pairs import Side
+from cocoa.records import Broken
 from cocoa.sources import read_file
 
 CANDIDATES = 1000
 """Candidates of a query, at most, as in MMEB; of more targets a random sample, decided by the row."""
 
 
-def read_pair_eval(path: str | Path, image_root: str | Path | None = None) -> EvalDataset:
+def read_pair_eval(path: str | Path, image_root: str | Path | None = None, bad: BadRows | None = None) -> EvalDataset:
     """Reads a file in one of the forms of `cocoa.sources` to score a model on.
 
     A query's candidates are its own target, which comes first, and the other targets of the file, but for those
@@ -26,12 +28,20 @@ def read_pair_eval(path: str | Path, image_root: str | Path | None = None) -> Ev
 
     Args:
         path: the file; the data set is called by its stem.
-        image_root: what image paths are relative to; by default the file's folder.
+        image_root: what image paths are relative to, and must not leave; by default the file's folder.
+        bad: told about rows that are not of one of the forms, where its policy leaves them out.
 
     Raises:
         CocoaError: a row is not of one of the forms, or no row has a target that is wrong for it.
     """
-    pairs = [pair for pair in read_file(path, image_root).pairs if pair.target != Side()]
+    broken: Broken | None = None
+    if bad is not None and bad.policy == "skip":
+
+        def broken(row: int, error: CocoaError) -> None:
+            bad.add(Path(path).stem, [row], str(error))
+
+    read = read_file(path, image_root, broken=broken)
+    pairs = [pair for pair in read.pairs if pair.target != Side()]
     inputs: dict[Side, int] = {}
     targets: dict[int, int] = {}  # by content: the index of the target that is compared
     right: dict[int, set[int]] = {}

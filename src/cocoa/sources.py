@@ -9,10 +9,9 @@ columns of `CSV_COLUMNS`.
 
 from __future__ import annotations
 
-import csv
-import json
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,12 @@ from cocoa.catalogue import NEGATIVE_COLUMNS, TRAIN_COLUMNS, pair_reader
 from cocoa.errors import CocoaError
 from cocoa.mmeb import list_subsets, read_train, select_subsets
 from cocoa.pairs import Pair, PairSet, Side, Turn, sample_rows
-from cocoa.parquet import parquet_batches
+from cocoa.records import Broken, csv_records, json_records, parquet_records, read_text, refuse
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 SIDE_KEYS = ("text", "image", "instruction")
-READ_ROWS = 10_000
 CSV_COLUMNS = tuple(f"{side}_{key}" for side in ("query", "target") for key in SIDE_KEYS)
 
 
@@ -41,7 +41,8 @@ class DataConfig:
         max_rows_per_subset: a random sample of at most that many rows of each data set, decided by the seed.
         validation_rows: rows of each data set held out of training, at most a fifth of it.
         validation: a file of pairs to validate on instead; training rows that stand in it too are left out.
-        on_bad_row: a row whose image is missing or cannot be read is an `error`, or left out (`skip`).
+        on_bad_row: a row of a file that is not of one of the forms, or one whose image is missing or cannot be read, is
+            an `error`, or left out (`skip`).
         max_bad_share: share of the rows that may be left out so.
         hard_negatives: how many negatives of its own each pair keeps, if the data has them.
         image_root: what image paths are relative to, and must not leave; by default the folder, or the file's folder.
@@ -93,7 +94,7 @@ def load_pairs(config: DataConfig, seed: int) -> PairSet:
             limit, root = config.max_rows_per_subset, config.image_root
             found = read_train(path, config.split, subsets, limit, root, seed, config.hard_negatives > 0)
         else:
-            found = read_file(path, config.image_root, config.max_rows_per_subset, seed)
+            found = _read_some(path, config, seed)
         n = config.hard_negatives
         result.pairs += [replace(p, negatives=p.negatives[:n]) if len(p.negatives) > n else p for p in found.pairs]
         result.left_out |= found.left_out
@@ -112,8 +113,33 @@ def _file_name(path: Path) -> str:
     return path.stem
 
 
+def _read_some(path: Path, config: DataConfig, seed: int) -> PairSet:
+    """A file's pairs without its broken rows, as far as `config` lets some be left out."""
+    faults: list[CocoaError] = []
+
+    def note(row: int, error: CocoaError) -> None:
+        logger.warning("left out: %s", error)
+        faults.append(error)
+
+    broken = note if config.on_bad_row == "skip" else None
+    found = read_file(path, config.image_root, config.max_rows_per_subset, seed, broken)
+    rows = len(found) + len(faults)
+    if len(faults) > config.max_bad_share * rows:
+        raise CocoaError(
+            f"{path}: {len(faults)} of {rows} rows are broken, more than data.max_bad_share {config.max_bad_share:g} "
+            f"allows; repair them, or raise it. The first: {faults[0]}"
+        )
+    for _ in faults:
+        found.leave_out(path.stem, "not of a form that is read")
+    return found
+
+
 def read_file(
-    path: str | Path, image_root: str | Path | None = None, max_rows: int | None = None, seed: int = 0
+    path: str | Path,
+    image_root: str | Path | None = None,
+    max_rows: int | None = None,
+    seed: int = 0,
+    broken: Broken | None = None,
 ) -> PairSet:
     """Reads one JSONL, JSON, CSV or parquet file; the data set is named by the file's stem.
 
@@ -123,123 +149,80 @@ def read_file(
             the file's folder.
         max_rows: keep a random sample of at most that many rows.
         seed: of the sample.
+        broken: told about each row that is not of one of the forms, which is left out; None: the first is an error.
 
     Raises:
-        CocoaError: a row is not of one of the forms; the message names file and line.
+        CocoaError: a row is not of one of the forms, or the file cannot be read; the message names file and line.
     """
     path = Path(path)
     root = os.path.abspath(image_root or path.parent)
     read = _csv_pairs if path.suffix == ".csv" else _json_pairs
     try:
-        pairs = list(read(path, root))
+        pairs = list(read(path, root, broken or refuse))
     except UnicodeDecodeError as error:
         raise CocoaError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     kept = [pairs[index] for index in sample_rows(len(pairs), max_rows, path.stem, seed)]
     return PairSet(kept, roots={path.stem: root})
 
 
-def _csv_pairs(path: Path, root: str) -> Iterator[Pair]:
-    for line, where, record in csv_records(path, CSV_COLUMNS):
-        query, target = (
-            _side({key: record.get(f"{name}_{key}") for key in SIDE_KEYS}, root, f"{where}, {name}")
-            for name in ("query", "target")
-        )
-        yield Pair(query, target, (), path.stem, line)
-
-
-def csv_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, str, Any]]:
-    """As `json_records`, the rows of a CSV file, whose columns have to be among `columns` if they are given."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
+def _csv_pairs(path: Path, root: str, broken: Broken) -> Iterator[Pair]:
+    for line, where, record in csv_records(path, CSV_COLUMNS, broken):
         try:
-            for column in reader.fieldnames or ():
-                if columns is not None and column not in columns:
-                    raise CocoaError(f"{path}: unknown column {column!r}; the columns are {', '.join(columns)}")
-            for record in reader:
-                where = f"{path}, line {reader.line_num}"
-                if None in record:
-                    raise CocoaError(f"{where}: more fields than columns; put texts with commas in double quotes")
-                yield reader.line_num, where, record
-        except csv.Error as error:
-            raise CocoaError(f"{path}, line {reader.line_num}: not CSV ({error}); repair or drop the line") from None
-
-
-def _json_pairs(path: Path, root: str) -> Iterator[Pair]:
-    mmeb_pair = pair_reader(path.stem, lambda image: os.path.join(root, image))
-    records = _parquet_records if path.suffix == ".parquet" else json_records
-    for row, where, record in records(path):
-        if not isinstance(record, dict):
-            raise CocoaError(f"{where}: not a JSON object; write one pair a line")
-        keys = set(record)
-        if keys & {"query", "target"}:
-            _check_keys(record, ("query", "target", "negatives", "dialogue"), where)
-            turns = read_turns(record.get("dialogue"), f"{where}, dialogue")
-            query = _side(record.get("query"), root, f"{where}, query")
-            spoken = turns and record.get("target") is None
-            target = Side() if spoken else _side(record.get("target"), root, f"{where}, target")
-            negatives = record.get("negatives") or []
-            if not isinstance(negatives, list):
-                raise CocoaError(f"{where}, negatives: not a list; write [{{...}}, ...]")
-            others = tuple(_side(side, root, f"{where}, negatives") for side in negatives)
-            yield Pair(query, target, others, path.stem, row, turns)
-        elif keys & {"image_path", "caption", "dialogue"}:
-            _check_keys(record, ("image_path", "caption", "dialogue"), where)
-            query = _side({"image": record.get("image_path")}, root, f"{where}, image_path")
-            turns = read_turns(record.get("dialogue"), f"{where}, dialogue")
-            spoken = not read_text(record, "caption", where) and turns
-            target = Side() if spoken else _side({"text": record.get("caption")}, root, f"{where}, caption")
-            yield Pair(query, target, (), path.stem, row, turns)
+            query, target = (
+                _side({key: record.get(f"{name}_{key}") for key in SIDE_KEYS}, root, f"{where}, {name}")
+                for name in ("query", "target")
+            )
+        except CocoaError as error:
+            broken(line, error)
         else:
-            _check_keys(record, (*TRAIN_COLUMNS, *NEGATIVE_COLUMNS), where)
-            for key in (*TRAIN_COLUMNS, *NEGATIVE_COLUMNS):
-                value = record.get(key)
-                for each in value if key in NEGATIVE_COLUMNS and isinstance(value, list) else [value]:
-                    read_text({key: each}, key, where)
-            pair = mmeb_pair(record, row)
-            if isinstance(pair, str):
-                raise CocoaError(f"{where}: {pair}: neither text nor image; fill it in or drop the row")
+            yield Pair(query, target, (), path.stem, line)
+
+
+def _json_pairs(path: Path, root: str, broken: Broken) -> Iterator[Pair]:
+    mmeb_pair = pair_reader(path.stem, lambda image: os.path.join(root, image))
+    for row, where, record in (parquet_records if path.suffix == ".parquet" else json_records)(path, broken):
+        try:
+            pair = _json_pair(record, where, path.stem, row, root, mmeb_pair)
+        except CocoaError as error:
+            broken(row, error)
+        else:
             yield pair
 
 
-def json_records(path: Path) -> Iterator[tuple[int, str, Any]]:
-    """(number from 1, where it stands, parsed record) of a JSON list or of the non-empty lines of JSONL."""
-    with path.open(encoding="utf-8-sig") as file:
-        start = file.readline()
-        while start and not start.strip():
-            start = file.readline()
-        file.seek(0)
-        if start.lstrip().startswith("["):
-            text = file.read()
-            try:
-                records = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                where = f"{path}, line {error.lineno}" if isinstance(error, json.JSONDecodeError) else str(path)
-                raise CocoaError(f"{where}: not JSON ({_reason(error)}); repair the line") from None
-            yield from ((number, f"{path}, record {number}", record) for number, record in enumerate(records, 1))
-            return
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                where = f"{path}, line {number}"
-                try:
-                    yield number, where, json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise CocoaError(f"{where}: not JSON ({_reason(error)}); repair or drop the line") from None
-
-
-def _reason(error: Exception) -> str:
-    """Why a text is no JSON; numbers of thousands of digits and deep nesting are no syntax errors."""
-    if isinstance(error, RecursionError):
-        return "nested too deep"
-    return error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(";")[0]
-
-
-def _parquet_records(path: Path) -> Iterator[tuple[int, str, Any]]:
-    """As `json_records`, the rows of a parquet file, counted from 1."""
-    number = 0
-    for batch in parquet_batches(path, READ_ROWS):
-        for record in batch.to_pylist():
-            number += 1
-            yield number, f"{path}, row {number}", record
+def _json_pair(
+    record: Any, where: str, dataset: str, row: int, root: str, mmeb_pair: Callable[[Any, int], Pair | str]
+) -> Pair:
+    """A record in any of the forms; the one of MMEB-train as `mmeb_pair` reads it."""
+    if not isinstance(record, dict):
+        raise CocoaError(f"{where}: not a JSON object; write one pair a line")
+    keys = set(record)
+    if keys & {"query", "target"}:
+        _check_keys(record, ("query", "target", "negatives", "dialogue"), where)
+        turns = read_turns(record.get("dialogue"), f"{where}, dialogue")
+        query = _side(record.get("query"), root, f"{where}, query")
+        spoken = turns and record.get("target") is None
+        target = Side() if spoken else _side(record.get("target"), root, f"{where}, target")
+        negatives = record.get("negatives") or []
+        if not isinstance(negatives, list):
+            raise CocoaError(f"{where}, negatives: not a list; write [{{...}}, ...]")
+        others = tuple(_side(side, root, f"{where}, negatives") for side in negatives)
+        return Pair(query, target, others, dataset, row, turns)
+    if keys & {"image_path", "caption", "dialogue"}:
+        _check_keys(record, ("image_path", "caption", "dialogue"), where)
+        query = _side({"image": record.get("image_path")}, root, f"{where}, image_path")
+        turns = read_turns(record.get("dialogue"), f"{where}, dialogue")
+        spoken = not read_text(record, "caption", where) and turns
+        target = Side() if spoken else _side({"text": record.get("caption")}, root, f"{where}, caption")
+        return Pair(query, target, (), dataset, row, turns)
+    _check_keys(record, (*TRAIN_COLUMNS, *NEGATIVE_COLUMNS), where)
+    for key in (*TRAIN_COLUMNS, *NEGATIVE_COLUMNS):
+        value = record.get(key)
+        for each in value if key in NEGATIVE_COLUMNS and isinstance(value, list) else [value]:
+            read_text({key: each}, key, where)
+    pair = mmeb_pair(record, row)
+    if isinstance(pair, str):
+        raise CocoaError(f"{where}: {pair}: neither text nor image; fill it in or drop the row")
+    return pair
 
 
 def read_turns(value: Any, where: str) -> tuple[Turn, ...]:
@@ -266,18 +249,6 @@ def _side(value: Any, root: str, where: str) -> Side:
     if not text and not image:
         raise CocoaError(f"{where}: neither text nor image; fill it in or drop the row")
     return Side(instruction, text, os.path.join(root, image) if image else None)
-
-
-def read_text(record: dict[str, Any], key: str, where: str) -> str:
-    """A record's text under a key, checked to be text; empty where there is none."""
-    value = record.get(key)
-    if value is not None and not isinstance(value, str):
-        raise CocoaError(f"{where}: {key} is {value!r}, not text; put it in double quotes")
-    try:
-        (value or "").encode()
-    except UnicodeEncodeError as error:
-        raise CocoaError(f"{where}: {key} is not Unicode (character {error.start}); write it anew") from None
-    return (value or "").strip()
 
 
 def _check_keys(record: dict[str, Any], known: Sequence[str], where: str) -> None:
