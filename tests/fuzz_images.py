@@ -8,6 +8,7 @@ import struct
 import warnings
 import zipfile
 import zlib
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -90,12 +91,12 @@ def _variants() -> list[tuple[str, str, dict[str, Any]]]:
 
 @cache
 def images() -> dict[str, bytes]:
-    """Valid files by name, of every format that Pillow writes here."""
+    """Valid files by name, of every format and compression that Pillow writes here."""
     found = {}
     Image.init()
     for number, (name, mode, options) in enumerate(_variants()):
-        if name in Image.SAVE:
-            content = io.BytesIO()
+        content = io.BytesIO()
+        with suppress(KeyError, OSError):  # a format, or one of TIFF's compressions, that this Pillow is built without
             picture(mode).save(content, name, **options)
             found[f"{name}-{mode.replace(';', '')}-{number:02}"] = content.getvalue()
     return found
