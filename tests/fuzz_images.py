@@ -76,7 +76,7 @@ def _variants() -> list[tuple[str, str, dict[str, Any]]]:
             for how in tiff
             for m in modes.get(how, ("RGB", "RGBA", "P", "I;16", "CMYK"))
         ),
-        *(("TIFF", mode, {"exif": _exif()}) for mode in ("F", "I", "LA", "LAB", "YCbCr")),
+        *(("TIFF", mode, {"exif": _exif()}) for mode in ("F", "I", "LA", "LAB")),
         ("TIFF", "RGB", {"big_tiff": True, "save_all": True, "append_images": [picture("L")]}),
         *(("JPEG2000", mode, {}) for mode in ("RGB", "RGBA", "L")),
         ("JPEG2000", "RGB", {"tile_size": (16, 16), "no_jp2": True}),
