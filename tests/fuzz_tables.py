@@ -213,7 +213,7 @@ def odd_csv(draw: st.DrawFn) -> tuple[str, bytes]:
 def read_text(case: tuple[str, bytes], folder: Path) -> None:
     path = folder / case[0]
     path.write_bytes(case[1])
-    usable_pairs(read_file(path, max_rows=2))
+    usable_pairs(read_file(path))
 
 
 KINDS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -185,8 +186,9 @@ def test_bad_rows_are_an_error_or_left_out_and_no_path_leaves_its_folder(
         run(model, source, tmp_path / "few", on_bad_row="skip", max_bad_share=0.5)
     summary = run(model, source, tmp_path / "skip", on_bad_row="skip", max_bad_share=1.0)
     assert sorted(rows(tmp_path / "skip")) == ["0", "6"]
-    reasons = {name: reason.rpartition(": ")[2] for name, reason in summary["bad_rows"].items() if name != "1"}
-    assert "not a readable image" in summary["bad_rows"]["1"]
+    found = {bad["id"]: bad["reason"] for bad in summary["bad_rows"]}
+    assert "not a readable image" in found.pop("1")
+    reasons = {name: reason.rpartition(": ")[2] for name, reason in found.items()}
     outside = "outside of the data folder"
     assert reasons == {"2": "no such image file", "3": outside, "4": outside, "5": outside}
 
@@ -210,7 +212,9 @@ def test_a_part_larger_than_memory_allows_is_read_in_blocks(
     [
         ('{"texts": "a"}', "neither 'text' nor 'image' is there, but texts"),
         ('{"text": 3}', "row 1: text is 3, not text"),
-        ('{"text": "a", "image": 3}', "row 1: image is int"),
+        ('{"text": "a", "image": 3}', "row 1: image is 3, not text"),
+        ('{"image": "\\ud800.png"}', "row 1: image is not Unicode"),
+        ('{"text": "a", "id": "\\ud800"}', "row 1: id is not Unicode"),
         ("[]", "nothing to embed"),
         ("{", "line 1: not JSON"),
     ],
@@ -219,6 +223,45 @@ def test_a_file_that_is_no_corpus(tiny_backbone_path: Any, tmp_path: Path, writt
     (tmp_path / "rows.jsonl").write_text(written)
     with pytest.raises(CocoaError, match=message):
         run(tiny_backbone_path(), tmp_path / "rows.jsonl", tmp_path / "out")
+
+
+def test_files_of_one_name_in_two_folders_have_ids_of_their_own(tiny_backbone_path: Any, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / "corpus" / folder).mkdir(parents=True)
+        pq.write_table(pa.table({"text": ["x", ""], "id": ["", None]}), tmp_path / "corpus" / folder / "train.parquet")
+    source = tmp_path / "corpus" / ".." / "corpus"
+    with pytest.raises(CocoaError, match=r"2 rows could not be embedded, more than max-bad-share 0\.3 of 4 allows"):
+        run(tiny_backbone_path(), source, tmp_path / "few", on_bad_row="skip", max_bad_share=0.3)
+    summary = run(tiny_backbone_path(), source, tmp_path / "out", on_bad_row="skip", max_bad_share=0.5)
+    assert list(rows(tmp_path / "out")) == ["a/train.parquet#1", "b/train.parquet#1"]
+    assert [bad["id"] for bad in summary["bad_rows"]] == ["a/train.parquet#2", "b/train.parquet#2"]
+
+
+def test_broken_rows_of_a_file_are_left_out_too(tiny_backbone_path: Any, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{\n[]\n{"text": 3}\n{"text": "b"}')
+    options = {"on_bad_row": "skip", "max_bad_share": 0.9}
+    summary = run(tiny_backbone_path(), tmp_path / "rows.jsonl", tmp_path / "out", **options)
+    assert sorted(rows(tmp_path / "out")) == ["rows.jsonl#1", "rows.jsonl#5"]
+    assert [bad["id"][-1] for bad in summary["bad_rows"]] == ["2", "3", "4"]
+
+
+def test_a_parquet_file_of_equal_size_and_bounds_is_another_one(tmp_path: Path) -> None:
+    names = []
+    for number, middle in enumerate(("bb", "bx")):
+        pq.write_table(pa.table({"text": ["aa", middle, "cc"]}), tmp_path / "rows.parquet")
+        os.utime(tmp_path / "rows.parquet", ns=(number, number))  # clocks may be coarse
+        names += [part.name for part in list_parts(tmp_path / "rows.parquet", 10, tmp_path / "out")]
+    assert len(set(names)) == 2
+
+
+def test_names_of_files_that_are_no_unicode_and_links_to_nothing(tiny_backbone_path: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "gone.png").symlink_to(tmp_path / "none.png")
+    with open(os.fsencode(folder) + b"/\xff.png", "wb") as file:
+        file.write(content(pictures(1)[0]))
+    run(tiny_backbone_path(), folder, tmp_path / "out")
+    assert list(rows(tmp_path / "out")) == ["\\xff.png"]
 
 
 def test_a_folder_that_cannot_be_written(tiny_backbone_path: Any, images: Path, tmp_path: Path) -> None:

@@ -254,6 +254,10 @@ def test_other_errors_of_torch_pass():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
     with pytest.raises(CocoaError, match="another process of this run has ended"), explained("buy more"):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:545] Read error: Connection reset by peer.")
+    with pytest.raises(RuntimeError, match="Duplicate GPU"), explained("buy more"):
+        raise RuntimeError("NCCL error: invalid usage\nDuplicate GPU detected")
+    with pytest.raises(CocoaError, match="memory is full"), explained("buy more"):
+        raise RuntimeError("NCCL error: unhandled cuda error\nCuda failure 2 'out of memory'")
 
 
 # --------------------------------------------------------------------------------------------------- disk

@@ -228,3 +228,14 @@ def test_the_largest_picture_takes_less_than_a_gigabyte(tmp_path, name):
         fault, most = line.split("\t")
         assert not fault and int(most) < 1_000_000_000
     assert len(said.splitlines()) == 2
+
+
+def test_a_tiff_is_turned_once_however_it_comes(tmp_path):
+    image = Image.new("RGB", (20, 10))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.tiff", exif=exif)
+    found = [load_image(str(tmp_path / "turned.tiff")), load_image((tmp_path / "turned.tiff").read_bytes())]
+    with Image.open(tmp_path / "turned.tiff") as opened:
+        found.append(load_image(opened))
+    assert [each.size for each in found] == [(10, 20)] * 3

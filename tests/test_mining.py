@@ -14,7 +14,7 @@ from PIL import Image
 from cocoa import mining
 from cocoa.errors import CocoaError
 from cocoa.mining import choose_negatives, mine, write_pairs
-from cocoa.pairs import Pair, Side
+from cocoa.pairs import Pair, Side, check_images
 from cocoa.sources import read_file
 
 
@@ -131,7 +131,7 @@ def test_rows_without_a_negative_keep_none():
 
 
 def test_a_file_is_read_back_as_it_was_written(tmp_path):
-    """Images below its folder by relative paths, others by absolute ones; special characters as they are."""
+    """All images below its folder by relative paths, else by absolute ones; special characters as they are."""
     inside, outside = tmp_path / "data" / "photos", tmp_path / "elsewhere"
     for folder in (inside, outside):
         folder.mkdir(parents=True)
@@ -140,11 +140,16 @@ def test_a_file_is_read_back_as_it_was_written(tmp_path):
         Pair(Side("find", "größer\n2", str(inside / "é.png")), Side("", "x"), (Side("say", "y"),), "mined", 1),
         Pair(Side("", "z"), Side("", "", str(outside / "é.png")), (), "mined", 2),
     ]
-    write_pairs(tmp_path / "data" / "mined.jsonl", pairs)
+    assert write_pairs(tmp_path / "data" / "mined.jsonl", pairs) == str(tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "data" / "mined.jsonl").read_text().splitlines()]
-    assert lines[0]["query"] == {"instruction": "find", "text": "größer\n2", "image": "photos/é.png"}
+    assert lines[0]["query"] == {"instruction": "find", "text": "größer\n2", "image": str(inside / "é.png")}
     assert lines[1] == {"query": {"text": "z"}, "target": {"image": str(outside / "é.png")}}
-    assert read_file(tmp_path / "data" / "mined.jsonl").pairs == pairs
+    found = read_file(tmp_path / "data" / "mined.jsonl", tmp_path)
+    assert found.pairs == pairs
+    check_images(found.pairs, found.roots)
+    assert write_pairs(tmp_path / "data" / "mined.jsonl", pairs[:1]) is None
+    assert '"photos/é.png"' in (tmp_path / "data" / "mined.jsonl").read_text()
+    assert read_file(tmp_path / "data" / "mined.jsonl").pairs == pairs[:1]
     assert [path.name for path in (tmp_path / "data").glob("mined*")] == ["mined.jsonl"]
 
 

@@ -138,4 +138,4 @@ def test_rows_without_their_image_are_an_error_or_left_out(tiny_backbone, data, 
     found = read(backbone, data, stage, validation_rows=0, on_bad_row="skip", max_bad_share=0.1)
     kept = [row.row for row in found.rows or found.pairs]
     assert kept == [i for i in range(1, 21) if i not in (4, 12)]
-    assert found.left_out["train"]["an image is missing"] == 2
+    assert found.left_out["train"]["an image: no such image file"] == 2

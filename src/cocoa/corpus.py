@@ -51,13 +51,15 @@ class Part:
 
     Attributes:
         name: of the file that will hold their embeddings; another one once the rows change.
-        path: the file they stand in, or the folder whose images they are.
+        source: the file they stand in as it is called below the corpus, or empty for a folder of images.
+        path: the file, or the folder whose images they are.
         start: the first row of the file, from 0.
         stop: the row behind the last.
         images: image paths in the folder; empty for a file.
     """
 
     name: str
+    source: str
     path: Path
     start: int
     stop: int
@@ -75,6 +77,7 @@ def list_parts(source: Path, size: int, output: Path) -> list[Part]:
     Raises:
         CocoaError: there is no such source, or nothing in it.
     """
+    source = Path(os.path.abspath(source))
     if source.is_dir():
         paths = [path for path in _below(source) if not path.is_relative_to(output)]
         tables = [path for path in paths if path.suffix == ".parquet"]
@@ -105,15 +108,15 @@ def read_part(part: Part, columns: Columns, size: int, image_root: Path | None =
         image_root: what image paths are relative to, and must not leave; by default the file's folder.
 
     Raises:
-        CocoaError: the file has none of the columns, or a value is of a wrong type; the message names file and row.
+        CocoaError: the file cannot be read, or has none of the columns.
     """
     if part.images:
-        rows: Iterator[Row] = (Row(name, Side(image=str(part.path / name))) for name in part.images)
+        rows: Iterator[Row] = (Row(_printable(name), Side(image=str(part.path / name))) for name in part.images)
         root = None  # links in a folder that the user has named are the user's own
     else:
         root = os.path.abspath(image_root or part.path.parent)
         records = _parquet_rows(part, columns) if part.path.suffix == ".parquet" else _file_rows(part, columns)
-        rows = (_row(record, columns, root, part.path, n) for n, record in enumerate(records, part.start + 1))
+        rows = (_row(record, columns, root, part, n) for n, record in enumerate(records, part.start + 1))
     while block := list(islice(rows, size)):
         missing = missing_images((row.side.image for row in block if isinstance(row.side.image, str)), root)
         yield [
@@ -125,50 +128,47 @@ def read_part(part: Part, columns: Columns, size: int, image_root: Path | None =
 
 
 def _below(folder: Path) -> list[Path]:
-    """All files below a folder; linked folders are not entered."""
-    found = [Path(at, name) for at, _, names in os.walk(os.path.abspath(folder)) for name in names]
-    return sorted(found, key=lambda path: path.as_posix())
+    """All files below a folder; linked folders are not entered, and links to nothing are none."""
+    found = [Path(at, name) for at, _, names in os.walk(folder) for name in names]
+    return sorted((path for path in found if path.is_file()), key=lambda path: path.as_posix())
+
+
+def _printable(name: str) -> str:
+    """A file's name as a table can hold it, which may be no Unicode."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _image_parts(folder: Path, images: Sequence[Path], size: int) -> list[Part]:
-    root = Path(os.path.abspath(folder))
     parts = []
     for start in range(0, len(images), size):
         members = images[start : start + size]
-        names = tuple(path.relative_to(root).as_posix() for path in members)
-        states = [(path.stat().st_size, path.stat().st_mtime_ns) for path in members]
-        parts.append(Part(_name("images", start, names, states), root, start, start + len(members), names))
+        names = tuple(path.relative_to(folder).as_posix() for path in members)
+        key = _name("images", start, names, [_state(path) for path in members])
+        parts.append(Part(key, "", folder, start, start + len(members), names))
     return parts
 
 
 def _table_parts(folder: Path, tables: Sequence[Path], size: int) -> list[Part]:
     parts = []
     for path in tables:
-        if path.suffix == ".parquet":
-            rows, state = open_parquet(path).metadata.num_rows, _footer(path)
-        else:
-            rows, state = len(_records(path)), hashlib.blake2b(path.read_bytes()).digest()
-        inside = path.relative_to(os.path.abspath(folder) if path.is_absolute() else folder).as_posix()
+        rows = open_parquet(path).metadata.num_rows if path.suffix == ".parquet" else len(_records(path))
+        inside = _printable(path.relative_to(folder).as_posix())
         for start in range(0, rows, size):
             stop = min(start + size, rows)
             stem = inside.removesuffix(path.suffix).replace("/", "-")
-            parts.append(Part(_name(stem, start, inside, stop, state), path, start, stop))
+            parts.append(Part(_name(stem, start, inside, stop, _state(path)), inside, path, start, stop))
     return parts
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """What changes with a file's content, short of reading it."""
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
 
 
 def _name(stem: str, start: int, *state: object) -> str:
     key = hashlib.blake2b(repr(state).encode(), digest_size=6).hexdigest()
     return f"{stem[:80]}-{start:010}-{key}.parquet"
-
-
-def _footer(path: Path) -> bytes:
-    """The end of a parquet file, which describes all of it, and its length."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(-8, os.SEEK_END)
-        length = int.from_bytes(file.read(4), "little")
-        file.seek(-8 - length, os.SEEK_END)
-        return size.to_bytes(8) + file.read(length)
 
 
 def _parquet_rows(part: Part, columns: Columns) -> Iterator[Any]:
@@ -188,22 +188,34 @@ def _parquet_rows(part: Part, columns: Columns) -> Iterator[Any]:
         if begin < end:
             yield from batch.slice(begin, end - begin).to_pylist()
         first += len(batch)
+        if first >= part.stop:
+            return
 
 
 def _file_rows(part: Part, columns: Columns) -> Iterator[Any]:
     for where, record in _records(part.path)[part.start : part.stop]:
-        if not isinstance(record, dict):
-            raise CocoaError(f"{where}: not a JSON object; write one row a line")
-        _check_columns(where, record, columns)
-        yield record
+        if isinstance(record, dict):
+            _check_columns(where, record, columns)
+            yield record
+        elif isinstance(record, CocoaError):
+            yield record
+        else:
+            yield CocoaError(f"{where}: not a JSON object; write one row a line")
 
 
 @lru_cache(maxsize=1)
 def _records(path: Path) -> list[tuple[str, Any]]:
-    """All rows of a JSONL, JSON or CSV file, and where each stands."""
-    read = csv_records if path.suffix == ".csv" else json_records
+    """All rows of a JSONL, JSON or CSV file, and where each stands; of a broken one what is wrong with it."""
+    rows: list[tuple[str, Any]] = []
+
+    def broken(row: int, error: CocoaError) -> None:
+        rows.append(("", error))
+
+    read = csv_records(path, broken=broken) if path.suffix == ".csv" else json_records(path, broken)
     try:
-        return [(where, record) for _, where, record in read(path)]
+        for _, where, record in read:
+            rows.append((where, record))
+        return rows
     except UnicodeDecodeError as error:
         raise CocoaError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
@@ -216,18 +228,23 @@ def _check_columns(where: object, there: Sequence[str] | dict[str, Any], columns
         )
 
 
-def _row(record: dict[str, Any], columns: Columns, root: str, path: Path, number: int) -> Row:
-    where = f"{path}, row {number}"
-    given = record.get(columns.id)
-    name = f"{path.name}#{number}" if given is None else str(given)
-    image = record.get(columns.image)
-    if isinstance(image, dict):  # how `datasets` stores an image
-        image = image.get("bytes") or image.get("path")
-    if image is not None and not isinstance(image, str | bytes):
-        raise CocoaError(f"{where}: {columns.image} is {type(image).__name__}; write bytes, a path, or {{bytes, path}}")
-    side = Side(
-        read_text(record, columns.instruction, where),
-        read_text(record, columns.text, where),
-        os.path.join(root, image) if isinstance(image, str) and image else image or None,
-    )
+def _row(record: Any, columns: Columns, root: str, part: Part, number: int) -> Row:
+    name = f"{part.source}#{number}"
+    if isinstance(record, CocoaError):
+        return Row(name, Side(), str(record))
+    where = f"{part.path}, row {number}"
+    try:
+        given = record.get(columns.id)
+        name = read_text({columns.id: given if given is None else str(given)}, columns.id, where) or name
+        image = record.get(columns.image)
+        if isinstance(image, dict):  # how `datasets` stores an image
+            image = image.get("bytes") or image.get("path")
+        if not isinstance(image, bytes):
+            path = read_text({columns.image: image}, columns.image, where)
+            image = os.path.join(root, path) if path else None
+        side = Side(
+            read_text(record, columns.instruction, where), read_text(record, columns.text, where), image or None
+        )
+    except CocoaError as error:
+        return Row(name, Side(), str(error))
     return Row(name, side, "" if side.text or side.image is not None else "neither text nor image")

@@ -85,11 +85,11 @@ class EmbedSettings:
 
 @dataclass(frozen=True)
 class Embedded:
-    """Rows of a part: ids and embeddings (N, D) in the order of the corpus, and why others were left out, by id."""
+    """Rows of a part: ids and embeddings (N, D) in its order, and the ids of others with why they were left out."""
 
     ids: list[str]
     embeddings: Tensor
-    bad: dict[str, str]
+    bad: list[tuple[str, str]]
 
 
 def embed_corpus(settings: EmbedSettings, output: Path) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def embed_corpus(settings: EmbedSettings, output: Path) -> dict[str, Any]:
             if bad > settings.max_bad_share * rows:
                 raise CocoaError(
                     f"{part.path}: {bad} rows could not be embedded, more than max-bad-share "
-                    f"{settings.max_bad_share:g} of {rows} allows; the last: {list(found.bad.values())[-1]}"
+                    f"{settings.max_bad_share:g} of {rows} allows; the last: {found.bad[-1][1]}"
                 )
             write_part(path, found, facts)
     if not state.is_main_process:
@@ -156,8 +156,8 @@ def embed_part(
         CocoaError: a row cannot be embedded, and bad rows are errors; an embedding that is not finite.
     """
     ids: list[str] = []
-    bad: dict[str, str] = {}
-    embeddings = [torch.empty(0, embedder.model.get_embedding_dimension() or 0)]
+    bad: list[tuple[str, str]] = []
+    embeddings: list[Tensor] = []
     for block in read_part(part, settings.columns, BLOCK, settings.image_root):
         rows = [
             replace(row, side=replace(row.side, instruction=row.side.instruction or settings.instruction))
@@ -171,11 +171,13 @@ def embed_part(
         for i, fault in sorted(faults.items()):
             if settings.on_bad_row == "error":
                 raise CocoaError(f"{part.path}, row {rows[i].id}: {fault}")
-            bad[rows[i].id] = fault
+            bad.append((rows[i].id, fault))
         done = [(rows[good[place]].id, row) for place, row in sorted(found.items()) if isinstance(row, Tensor)]
         ids += [name for name, _ in done]
-        embeddings += [row[None] for _, row in done]
-    return Embedded(ids, torch.cat(embeddings), bad)
+        embeddings += [row for _, row in done]
+    if not embeddings and (dimension := embedder.model.get_embedding_dimension()) is None:
+        raise CocoaError(f"{part.path}: no row can be embedded; the first: {bad[0][1]}")
+    return Embedded(ids, torch.stack(embeddings) if embeddings else torch.empty(0, dimension), bad)
 
 
 def write_part(path: Path, found: Embedded, facts: dict[str, Any]) -> None:
@@ -234,6 +236,7 @@ def about(settings: EmbedSettings, embedder: Embedder) -> dict[str, Any]:
         "instruction": settings.instruction,
         "precision": settings.precision,
         "source": os.path.abspath(settings.source),
+        "image_root": settings.image_root and os.path.abspath(settings.image_root),
         "columns": asdict(settings.columns),
         "part_size": settings.part_size,
     }
@@ -264,7 +267,7 @@ def claim(facts: dict[str, Any], output: Path) -> None:
 def _summarise(output: Path, parts: Sequence[Part], facts: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Drop the files of rows that are no longer there, count the others, and write what is known of the run."""
     wanted = {part.name for part in parts}
-    rows, bad = 0, dict[str, str]()
+    rows, bad = 0, list[dict[str, str]]()
     for path in sorted((output / FOLDER).glob("*.parquet")):
         if path.name not in wanted:
             logger.info("%s: its rows have changed since; removed", path)
@@ -272,7 +275,7 @@ def _summarise(output: Path, parts: Sequence[Part], facts: dict[str, Any], secon
             continue
         metadata = pq.read_metadata(path)
         rows += metadata.num_rows
-        bad |= json.loads(metadata.metadata[METADATA])["bad_rows"]
+        bad += [{"id": name, "reason": reason} for name, reason in json.loads(metadata.metadata[METADATA])["bad_rows"]]
     summary = {
         **facts,
         "rows": rows,

@@ -29,7 +29,7 @@ from cocoa.embedding import prepared
 from cocoa.errors import CocoaError
 from cocoa.files import write_json
 from cocoa.generation import Engine, identify, load_engine, shrink
-from cocoa.image_listing import Listing, Picture, list_pictures, relative_path, root_of
+from cocoa.image_listing import Listing, Picture, list_pictures, path_in, root_of
 from cocoa.images import load_image
 from cocoa.pairs import Turn
 from cocoa.processes import counting, this_process, wait_for_files
@@ -224,15 +224,16 @@ def _join(
     """
     outcomes = [outcome for batch in batches for outcome in read_shard(batch.shard)]
     kept = [
-        (relative_path(picture.path, output), outcome)
+        (picture.path, outcome)
         for picture, outcome in zip(listing.pictures, outcomes, strict=True)
         if not reason_to_drop(outcome, settings.write)
     ]
+    root = root_of((path for path, _ in kept), output)
     summary = {
         "settings": json.loads((output / SETTINGS_NAME).read_text(encoding="utf-8")),
         **counts(listing, outcomes, settings.write),
         "unreadable": listing.unreadable,
-        "image_root": root_of(path for path, _ in kept),
+        "image_root": root,
         "versions": versions(),
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -242,5 +243,6 @@ def _join(
         raise CocoaError(
             f"{output}: nothing that the model wrote can be used: {said}; see {SHARDS}, try other --prompts"
         )
-    write_dialogues_file(output / FILE_NAME, [(path, outcome.caption, outcome.turns) for path, outcome in kept])
+    rows = [(path_in(path, output, root), outcome.caption, outcome.turns) for path, outcome in kept]
+    write_dialogues_file(output / FILE_NAME, rows)
     return summary

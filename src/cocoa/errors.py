@@ -1,6 +1,7 @@
 """The one exception that stands for a user's mistake."""
 
 LONGEST_MESSAGE = 2000
+_TRACEBACK = "\nOriginal Traceback (most recent call last):\n"
 
 
 class CocoaError(Exception):
@@ -11,7 +12,7 @@ class CocoaError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        if "\nOriginal Traceback" in message:  # raised in a data loader's worker, and again by torch around it
+        if _TRACEBACK in message:  # raised in a data loader's worker, and put so by torch
             message = message.strip().splitlines()[-1].partition(": ")[2]
         super().__init__(one_line(message))
 

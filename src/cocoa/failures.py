@@ -10,8 +10,12 @@ import torch
 
 from cocoa.errors import CocoaError
 
-NO_MEMORY = re.compile("DefaultCPUAllocator|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED")
-LOST = re.compile("gloo.*(closed by peer|reset by peer|Timed out|Broken pipe)|NCCL|ProcessGroup", re.DOTALL)
+NO_MEMORY = re.compile("DefaultCPUAllocator|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED|Cuda failure.*out of memory")
+LOST = re.compile(
+    "gloo.*(closed by peer|reset by peer|Timed out|Broken pipe)|"
+    "NCCL.*(remote process exited|[Tt]imeout|timed out|aborted)",
+    re.DOTALL,
+)
 """What a collective operation says in a process when another one is gone."""
 
 
@@ -34,6 +38,6 @@ def explained(remedy: str) -> Iterator[None]:
         if LOST.search(said):
             raise CocoaError(
                 "another process of this run has ended, and its own last lines say why; the same command goes on from "
-                f"what is saved ({said.splitlines()[0]})"
+                f"what is saved ({said.splitlines()[-1]})"
             ) from error
         raise

@@ -229,7 +229,8 @@ def _allowed(root: str) -> tuple[str, ...]:
     """The folders that an image below `root` may lie in: it, and the blobs of the hub cache around it."""
     root = os.path.abspath(root)
     repo, _, _ = root.partition("/snapshots/")
-    blobs = () if repo == root else (os.path.join(os.path.realpath(repo), "blobs"),)
+    cached = repo != root and os.path.basename(repo).startswith(("datasets--", "models--"))
+    blobs = () if not cached else (os.path.join(os.path.realpath(repo), "blobs"),)
     return os.path.realpath(root), *blobs
 
 

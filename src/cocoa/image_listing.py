@@ -235,16 +235,18 @@ def _write_image(folder: Path, content: bytes, suffix: str) -> str:
     return os.path.abspath(path)
 
 
-def root_of(paths: Iterable[str]) -> str | None:
-    """The folder that all images lie in whose paths `relative_path` leaves absolute; None where there are none.
+def root_of(paths: Iterable[str], folder: Path) -> str | None:
+    """What `data.image_root` has to be for a file in a folder that names these images; None where all lie below it.
 
-    It is what `data.image_root` has to be, where a recipe trains on the file with these paths.
+    Args:
+        paths: absolute.
+        folder: of the file.
     """
-    folders = [os.path.dirname(path) for path in paths if os.path.isabs(path)]
-    return os.path.commonpath(folders) if folders else None
-
-
-def relative_path(path: str, folder: Path) -> str:
-    """A path as it stands in a file of that folder: relative where it lies below the folder, else absolute."""
     root = Path(os.path.abspath(folder))
-    return Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else path
+    folders = {os.path.dirname(path) for path in paths}
+    return os.path.commonpath(folders) if any(not Path(each).is_relative_to(root) for each in folders) else None
+
+
+def path_in(path: str, folder: Path, root: str | None) -> str:
+    """How an image stands in a file of a folder: relative to it, or absolute where `root_of` its images is no None."""
+    return Path(path).relative_to(os.path.abspath(folder)).as_posix() if root is None else path

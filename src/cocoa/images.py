@@ -65,7 +65,6 @@ def load_image(image: ImageRef, shown: Callable[[Size], Size] | None = None) -> 
             with open_image(io.BytesIO(_content(image))) as opened:  # a file would be read by what it says of itself
                 if shown is not None and opened.format == "JPEG":
                     _decode_smaller(opened, shown)
-                opened.load()
                 return _upright(opened)
         except FileNotFoundError:
             raise CocoaError(f"{name}: no such image file; check the data folder or `image_root`") from None
@@ -120,6 +119,7 @@ def _scans(content: bytes) -> int:
 
 def _upright(image: Image.Image) -> Image.Image:
     """An image turned as its EXIF data says, in RGB and without that data."""
+    image.load()  # which turns a TIFF, and takes the tag away
     turn = TURNS.get(image.getexif().get(ORIENTATION, 1))  # not `exif_transpose`, which stumbles over broken EXIF data
     upright = _opaque(image) if image.has_transparency_data else _rgb(image)
     if turn is not None:  # last: fewer bytes are held at a time

@@ -26,7 +26,7 @@ from cocoa.embedding import Embedder, load_embedder
 from cocoa.embedding_cache import content_key
 from cocoa.errors import CocoaError
 from cocoa.eval_inputs import inspect_images
-from cocoa.image_listing import relative_path, root_of
+from cocoa.image_listing import path_in, root_of
 from cocoa.pairs import Pair, Side, check_images
 from cocoa.processes import this_process
 from cocoa.sources import read_file
@@ -99,7 +99,7 @@ def mine(
     Args:
         model: checkpoint folder or hub id; a better one finds harder negatives, and fewer that are wrong.
         path: a file of pairs, in any of the forms of `cocoa.sources`.
-        output: a `.jsonl` file; image paths are relative to its folder where the images lie below it.
+        output: a `.jsonl` file; image paths are relative to its folder where all images lie below it.
         negatives: mined for each query, at most.
         batch_size: inputs encoded at once where they are the longest.
         relative_margin: a negative's cosine is below the right target's by at least this share of it.
@@ -138,9 +138,7 @@ def mine(
                 raise CocoaError(f"model {model}: {path}, row {pair.row}: {reason}; choose another model")
     found = choose_negatives(pairs, embedder, negatives, batch_size, relative_margin, range_min, range_max, max_score)
     found.dropped = len(read) - len(pairs)
-    write_pairs(output, found.pairs)
-    images = (side.image for pair in found.pairs for side in pair.sides if isinstance(side.image, str))
-    found.image_root = root_of(relative_path(image, output.parent) for image in images)
+    found.image_root = write_pairs(output, found.pairs)
     return found
 
 
@@ -229,20 +227,26 @@ def _image_digests(pairs: Sequence[Pair]) -> dict[str, bytes]:
     return {path: inspected.digest for path, inspected in looked.items()}
 
 
-def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
+def write_pairs(path: Path, pairs: Sequence[Pair]) -> str | None:
     """Write pairs as JSONL in the first form of `cocoa.sources`, whole or not at all.
+
+    Returns:
+        What `data.image_root` has to be; None where the images lie below the file's folder.
 
     Raises:
         CocoaError: the file cannot be written.
     """
     partial = path.with_name(path.name + ".partial")
+    images = (side.image for pair in pairs for side in pair.sides if isinstance(side.image, str))
+    root = root_of(images, path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(_record(pair, path.parent), ensure_ascii=False) + "\n" for pair in pairs)
+            file.writelines(json.dumps(_record(pair, path.parent, root), ensure_ascii=False) + "\n" for pair in pairs)
         os.replace(partial, path)
     except OSError as error:
         raise CocoaError(f"output {path}: cannot be written ({error.strerror}); choose another place") from None
+    return root
 
 
 def _check_writable(path: Path) -> None:
@@ -252,11 +256,11 @@ def _check_writable(path: Path) -> None:
         raise CocoaError(f"output {path}: cannot be written; choose another place")
 
 
-def _record(pair: Pair, folder: Path) -> dict[str, Any]:
-    """A row of the file in that folder, in the first form of `cocoa.sources`."""
+def _record(pair: Pair, folder: Path, root: str | None) -> dict[str, Any]:
+    """A row of the file in that folder, in the first form of `cocoa.sources`; `root` as `root_of` says."""
 
     def values(side: Side) -> dict[str, str]:
-        image = relative_path(side.image, folder) if isinstance(side.image, str) else ""
+        image = path_in(side.image, folder, root) if isinstance(side.image, str) else ""
         found = {"instruction": side.instruction, "text": side.text, "image": image}
         return {key: value for key, value in found.items() if value}
 

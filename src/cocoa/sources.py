@@ -122,7 +122,7 @@ def _read_some(path: Path, config: DataConfig, seed: int) -> PairSet:
         faults.append(error)
 
     broken = note if config.on_bad_row == "skip" else None
-    found = read_file(path, config.image_root, config.max_rows_per_subset, seed, broken)
+    found = read_file(path, config.image_root, broken=broken)
     rows = len(found) + len(faults)
     if len(faults) > config.max_bad_share * rows:
         raise CocoaError(
@@ -131,14 +131,14 @@ def _read_some(path: Path, config: DataConfig, seed: int) -> PairSet:
         )
     for _ in faults:
         found.leave_out(path.stem, "not of a form that is read")
+    kept = sample_rows(len(found), config.max_rows_per_subset, path.stem, seed)
+    found.pairs = [found.pairs[index] for index in kept]
     return found
 
 
 def read_file(
     path: str | Path,
     image_root: str | Path | None = None,
-    max_rows: int | None = None,
-    seed: int = 0,
     broken: Broken | None = None,
 ) -> PairSet:
     """Reads one JSONL, JSON, CSV or parquet file; the data set is named by the file's stem.
@@ -147,8 +147,6 @@ def read_file(
         path: the file.
         image_root: what image paths are relative to, and must not leave (which `check_images` sees to); by default
             the file's folder.
-        max_rows: keep a random sample of at most that many rows.
-        seed: of the sample.
         broken: told about each row that is not of one of the forms, which is left out; None: the first is an error.
 
     Raises:
@@ -161,8 +159,7 @@ def read_file(
         pairs = list(read(path, root, broken or refuse))
     except UnicodeDecodeError as error:
         raise CocoaError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    kept = [pairs[index] for index in sample_rows(len(pairs), max_rows, path.stem, seed)]
-    return PairSet(kept, roots={path.stem: root})
+    return PairSet(pairs, roots={path.stem: root})
 
 
 def _csv_pairs(path: Path, root: str, broken: Broken) -> Iterator[Pair]:

@@ -100,22 +100,22 @@ def with_images(
     files: dict[str, list[str]] = defaultdict(list)
     for pair in pairs:
         files[pair.dataset] += [side.image for side in pair.sides if isinstance(side.image, str)]
-    missing = {
-        path: reason for name, own in files.items() for path, reason in missing_images(own, roots.get(name)).items()
-    }
+    missing = {name: missing_images(own, roots.get(name)) for name, own in files.items()}
     kept: list[Pair] = []
-    lacking: list[Pair] = []
+    faults: list[str] = []
     for pair in pairs:
-        lacks = any(isinstance(side.image, str) and side.image in missing for side in pair.sides)
-        (lacking if lacks else kept).append(pair)
-    if len(lacking) > most * len(pairs):
+        own = missing[pair.dataset]
+        path = next((side.image for side in pair.sides if isinstance(side.image, str) and side.image in own), None)
+        if path is None:
+            kept.append(pair)
+        else:
+            faults.append(f"{path}: {own[path]}")
+            left_out.setdefault(pair.dataset, Counter())[f"an image: {own[path]}"] += 1
+    if len(faults) > most * len(pairs):
         raise CocoaError(
-            f"{len(lacking)} of {len(pairs)} rows lack an image, more than data.max_bad_share {most:g} allows; "
-            "unpack the images, or name the folder that holds them (data.image_root). The first: "
-            f"{': '.join(next(iter(missing.items())))}"
+            f"{len(faults)} of {len(pairs)} rows lack an image, more than data.max_bad_share {most:g} allows; "
+            f"unpack the images, or name the folder that holds them (data.image_root). The first: {faults[0]}"
         )
-    for pair in lacking:
-        left_out.setdefault(pair.dataset, Counter())["an image is missing"] += 1
     return kept
 
 

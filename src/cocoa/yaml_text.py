@@ -27,7 +27,8 @@ def read_yaml(text: str) -> Any:
     """
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"more than {MAX_CHARACTERS} characters")
-    if max(accumulate((c in "[{") - (c in "]}") for c in text), default=0) > MAX_DEPTH:
+    steps = ((c in "[{") - (c in "]}") for c in text)
+    if max(accumulate(steps, lambda depth, step: max(depth + step, 0)), default=0) > MAX_DEPTH:
         raise ValueError("nested too deep")
     loader = None
     try:

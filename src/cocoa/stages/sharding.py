@@ -24,7 +24,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from transformers.trainer import OPTIMIZER_NAME
 
@@ -125,7 +124,7 @@ def save_optimizer(optimizer: Optimizer, folder: Path, keep: bool) -> None:
     for number, weight in enumerate(_weights(optimizer)):
         values = state["state"].get(number, {})
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        if any(isinstance(value, DTensor) and value.shape != weight.shape for value in tensors.values()):
+        if any(value.dim() and value.shape != weight.shape for value in tensors.values()):
             raise CocoaError("optim: under FSDP its state must have the weights' shapes; choose adamw_torch")
         if values:
             state["state"][number] = values | whole(tensors, keep)
