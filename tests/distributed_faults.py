@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
-from split_on_cpu import split_on_cpu
+from split_on_cpu import end, is_asked_for, split_on_cpu
 from test_faults import SAVING, At, spoil_loss
 from test_training import make_trainer
 
@@ -45,3 +45,5 @@ for stage in ("eos_bridge", "contrastive"):
         state.wait_for_everyone()
         (where / f"process-{state.process_index}").write_text(f"{met}, {last_checkpoint(where).name}")
 leave()
+if is_asked_for():
+    end()

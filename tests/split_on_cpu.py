@@ -4,6 +4,7 @@ As a program it is the `cocoa` command under it.
 """
 
 import os
+import sys
 
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
@@ -12,9 +13,21 @@ from accelerate.utils import DistributedType
 from cocoa.cli import main
 
 
+def is_asked_for():
+    """Whether `accelerate launch` has asked for FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+
+def end():
+    """End the process here: torch's caches keep gloo's threads under FSDP, and one may abort a process that unwinds."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 def split_on_cpu():
     """Where `accelerate launch` has asked for FSDP, let the state of several CPU processes say so."""
-    if os.environ.get("ACCELERATE_USE_FSDP") != "true":
+    if not is_asked_for():
         return
     init = AcceleratorState.__init__
 
@@ -29,4 +42,9 @@ def split_on_cpu():
 
 if __name__ == "__main__":
     split_on_cpu()
-    main()
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
+        end()
