@@ -174,10 +174,10 @@ def explored(rows: Rows, arms: Iterable[str], baseline: str) -> str:
     values: dict[str, dict[str, float]] = defaultdict(dict)
     for row in rows:
         values[row["arm"]][row["seed"]] = float(row["All"])
-    lines = []
+    lines, known = [], values.get(baseline, {})
     for arm in (arm for arm in arms if arm in values):
         own = values[arm]
-        more = [own[seed] - values[baseline][seed] for seed in own if seed in values[baseline]]
+        more = [own[seed] - known[seed] for seed in own if seed in known]
         change = f"{mean(more):+.1f} ({min(more):+.1f} to {max(more):+.1f})" if more and arm != baseline else ""
         lines.append([arm, str(len(own)), f"{mean(own.values()):.1f}", change])
     return table(["arm", "seeds", "hit@1", f"less `{baseline}` (least to most of a seed)"], lines)
