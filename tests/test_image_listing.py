@@ -18,7 +18,7 @@ from PIL import Image
 from toy import pictures as toy_pictures
 
 from cocoa.errors import CocoaError
-from cocoa.image_listing import Listing, list_pictures, relative_path
+from cocoa.image_listing import Listing, list_pictures, path_in, root_of
 from cocoa.images import load_image
 from cocoa.pairs import Turn
 
@@ -220,6 +220,11 @@ def test_sources_that_are_none(source: Path, tmp_path: Path) -> None:
 
 
 def test_paths_are_relative_to_the_folder_that_they_lie_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them, or none: one `image_root` has to do for the file."""
     monkeypatch.chdir(tmp_path)
-    assert relative_path(f"{tmp_path}/out/images/a.png", Path("out")) == "images/a.png"
-    assert relative_path(f"{tmp_path}/outside/a.png", Path("out")) == f"{tmp_path}/outside/a.png"
+    inside, outside = f"{tmp_path}/out/images/a.png", f"{tmp_path}/outside/a.png"
+    assert root_of([inside], Path("out")) is None
+    assert path_in(inside, Path("out"), None) == "images/a.png"
+    assert root_of([outside], Path("out")) == f"{tmp_path}/outside"
+    assert path_in(outside, Path("out"), f"{tmp_path}/outside") == outside
+    assert root_of([inside, outside], Path("out")) == str(tmp_path)
