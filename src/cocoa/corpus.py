@@ -20,7 +20,7 @@ from cocoa.image_files import missing_images
 from cocoa.image_listing import FILE_SUFFIXES, SUFFIXES
 from cocoa.pairs import Side
 from cocoa.parquet import open_parquet, parquet_batches
-from cocoa.records import csv_records, json_records, read_text
+from cocoa.records import csv_records, json_records, read_text, stored_image
 
 READ_ROWS = 64
 """Rows of a parquet file in memory at a time."""
@@ -212,12 +212,9 @@ def _records(path: Path) -> list[tuple[str, Any]]:
         rows.append(("", error))
 
     read = csv_records(path, broken=broken) if path.suffix == ".csv" else json_records(path, broken)
-    try:
-        for _, where, record in read:
-            rows.append((where, record))
-        return rows
-    except UnicodeDecodeError as error:
-        raise CocoaError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    for _, where, record in read:
+        rows.append((where, record))
+    return rows
 
 
 def _check_columns(where: object, there: Sequence[str] | dict[str, Any], columns: Columns) -> None:
@@ -236,9 +233,7 @@ def _row(record: Any, columns: Columns, root: str, part: Part, number: int) -> R
     try:
         given = record.get(columns.id)
         name = read_text({columns.id: given if given is None else str(given)}, columns.id, where) or name
-        image = record.get(columns.image)
-        if isinstance(image, dict):  # how `datasets` stores an image
-            image = image.get("bytes") or image.get("path")
+        image = stored_image(record.get(columns.image))
         if not isinstance(image, bytes):
             path = read_text({columns.image: image}, columns.image, where)
             image = os.path.join(root, path) if path else None

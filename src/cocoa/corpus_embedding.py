@@ -24,11 +24,11 @@ from torch import Tensor
 from cocoa.bad_rows import POLICIES
 from cocoa.checkpoint import versions, writing
 from cocoa.corpus import Columns, Part, Row, list_parts, read_part
-from cocoa.dialogue_files import write_table
 from cocoa.embedding import Embedder, load_embedder, prepared
 from cocoa.embedding_cache import hash_folder
 from cocoa.errors import CocoaError
-from cocoa.files import write_json
+from cocoa.files import claim_folder, write_json
+from cocoa.parquet import write_table
 from cocoa.processes import counting, this_process, wait_for_files
 
 logger = logging.getLogger(__name__)
@@ -214,14 +214,13 @@ def _embed_rows(
 
     found: dict[int, Tensor | str] = {}
     for batch, items in prepared(embedder.batches(sides, batch_size), render):
-        faulty = [isinstance(item, CocoaError) for item in items]
-        found |= {i: str(item) for i, item, fault in zip(batch, items, faulty, strict=True) if fault}
-        good = [i for i, fault in zip(batch, faulty, strict=True) if not fault]
+        found |= {i: str(item) for i, item in zip(batch, items, strict=True) if isinstance(item, CocoaError)}
+        good = [(i, item) for i, item in zip(batch, items, strict=True) if i not in found]
         if good:
-            embedded = embedder.encode([item for item, fault in zip(items, faulty, strict=True) if not fault])
-            for i in (~embedded.isfinite().all(1)).nonzero().flatten().tolist():
-                raise CocoaError(f"row {rows[good[i]].id}: an embedding is not finite; the model is broken")
-            found |= dict(zip(good, embedded, strict=True))
+            embedded = embedder.encode([item for _, item in good])
+            for place in (~embedded.isfinite().all(1)).nonzero().flatten().tolist():
+                raise CocoaError(f"row {rows[good[place][0]].id}: an embedding is not finite; the model is broken")
+            found |= {i: row for (i, _), row in zip(good, embedded, strict=True)}
         count(len(batch))
     return found
 
@@ -243,25 +242,14 @@ def about(settings: EmbedSettings, embedder: Embedder) -> dict[str, Any]:
 
 
 def claim(facts: dict[str, Any], output: Path) -> None:
-    """Mark the folder as this run's; one in which nothing was written yet is free.
+    """Mark the folder as this run's, see `claim_folder`; the model may lie elsewhere than it did.
 
-    Raises:
-        CocoaError: it holds another model's embeddings, or ones of other settings.
+    Args:
+        facts: what `about` says of the run.
+        output: of the run.
     """
-    mark = output / SETTINGS_NAME
-    try:
-        if any((output / FOLDER).glob("*.parquet")):
-            found = json.loads(mark.read_text(encoding="utf-8")) if mark.is_file() else {}
-            for key in sorted(facts.keys() - {"model"}):  # a folder may have moved
-                if found.get(key) != facts[key]:
-                    raise CocoaError(
-                        f"{output}: made with another {key} ({found.get(key)!r}, now {facts[key]!r}); choose another "
-                        "--output"
-                    )
-        (output / FOLDER).mkdir(parents=True, exist_ok=True)
-        write_json(mark, facts)
-    except (OSError, ValueError, AttributeError) as error:
-        raise CocoaError(f"{output}: cannot be used ({error}); choose another --output") from None
+    written = any((output / FOLDER).glob("*.parquet"))
+    claim_folder(output, SETTINGS_NAME, {key: facts[key] for key in facts if key != "model"}, FOLDER if written else "")
 
 
 def _summarise(output: Path, parts: Sequence[Part], facts: dict[str, Any], seconds: float) -> dict[str, Any]:

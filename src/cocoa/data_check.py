@@ -88,7 +88,7 @@ def _check(report: DataReport, path: Path, image_root: str | Path | None) -> Non
         def broken(row: int, error: CocoaError) -> None:
             report.bad.append(BadRow(report.name, row, str(error)))
 
-        _check_pairs(report, read_file(path, image_root, broken=broken))
+        _check_pairs(report, read_file(path, image_root, broken))
     elif not _is_evaluation(path / report.name, report.split):
         _check_pairs(report, read_train(path, report.split, [report.name], image_root=image_root))
     else:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cocoa.files import unfinished
 from cocoa.pairs import Turn
+from cocoa.parquet import write_table
 
 DIALOGUE = pa.list_(pa.struct([(name, pa.string()) for name in Turn._fields]))
 COLUMNS = pa.schema([("image_path", pa.string()), ("caption", pa.string()), ("dialogue", DIALOGUE)])
@@ -34,12 +32,3 @@ def write_dialogues_file(path: Path, rows: Iterable[tuple[str, str, Sequence[Tur
 def as_records(turns: Sequence[Turn]) -> list[dict[str, str]] | None:
     """A conversation as a column holds it; None for none."""
     return [turn._asdict() for turn in turns] or None
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a parquet file so that it appears only when whole."""
-    try:
-        pq.write_table(table, unfinished(path))
-        os.replace(unfinished(path), path)
-    finally:
-        unfinished(path).unlink(missing_ok=True)

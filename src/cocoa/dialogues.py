@@ -23,15 +23,16 @@ from PIL import Image
 
 from cocoa.checkpoint import versions
 from cocoa.conversations import Outcome, Prompts, Request, converse, counts, reason_to_drop
-from cocoa.dialogue_files import DIALOGUE, FILE_NAME, as_records, write_dialogues_file, write_table
+from cocoa.dialogue_files import DIALOGUE, FILE_NAME, as_records, write_dialogues_file
 from cocoa.dialogue_parsing import Dropped
 from cocoa.embedding import prepared
 from cocoa.errors import CocoaError
-from cocoa.files import write_json
+from cocoa.files import claim_folder, write_json
 from cocoa.generation import Engine, identify, load_engine, shrink
 from cocoa.image_listing import Listing, Picture, list_pictures, path_in, root_of
 from cocoa.images import load_image
 from cocoa.pairs import Turn
+from cocoa.parquet import write_table
 from cocoa.processes import counting, this_process, wait_for_files
 
 logger = logging.getLogger(__name__)
@@ -150,27 +151,11 @@ def plan(pictures: Sequence[Picture], size: int, output: Path) -> list[Batch]:
 
 
 def _claim(settings: Settings, output: Path) -> None:
-    """Mark the folder as this run's; one in which nothing was written yet is free.
-
-    Raises:
-        CocoaError: it is another run's, or not ours.
-    """
+    """Mark the folder as this run's, see `claim_folder`."""
     wanted: dict[str, Any] = json.loads(json.dumps(asdict(settings) | {"model_hash": identify(settings.model)}))
     wanted["source"] = os.path.abspath(settings.source)
-    mark = output / SETTINGS_NAME
-    try:
-        if any((output / SHARDS).glob("*.parquet")) or (output / FILE_NAME).exists():
-            if not mark.is_file():
-                raise CocoaError(f"{output}: holds {FILE_NAME} or {SHARDS} of something else; choose another --output")
-            found = json.loads(mark.read_text(encoding="utf-8"))
-            for key, value in wanted.items():
-                if found.get(key) != value:
-                    other = f"other {key}" if key == "prompts" else f"another {key} ({found.get(key)!r})"
-                    raise CocoaError(f"{output}: made with {other}; choose another --output")
-        output.mkdir(parents=True, exist_ok=True)
-        write_json(mark, wanted)
-    except (OSError, ValueError, AttributeError) as error:
-        raise CocoaError(f"{output}: cannot be used ({error}); choose another --output") from None
+    written = any((output / SHARDS).glob("*.parquet")) or (output / FILE_NAME).exists()
+    claim_folder(output, SETTINGS_NAME, wanted, f"{FILE_NAME} or {SHARDS}" if written else "")
 
 
 def _fill(batches: Sequence[Batch], settings: Settings, engine: Engine, shown: bool) -> None:

@@ -26,7 +26,7 @@ from cocoa.pairs import Side, Turn
 from cocoa.parquet import open_parquet, parquet_batches
 from cocoa.parsing import check_keys
 from cocoa.processes import shared
-from cocoa.records import csv_records, json_records, read_text
+from cocoa.records import csv_records, json_records, read_text, stored_image
 from cocoa.sources import read_turns
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
@@ -152,23 +152,18 @@ def _files(source: Path, output: Path) -> tuple[list[_Row], list[Path]]:
 def _file_rows(path: Path, root: Path) -> Iterator[_Row]:
     """The rows of a JSONL, JSON or CSV file of image paths."""
     records = csv_records if path.suffix == ".csv" else json_records
-    try:
-        for _, where, record in records(path):
-            if not isinstance(record, dict):
-                raise CocoaError(f"{where}: not a JSON object; write one image a line")
-            check_keys(record, ROW_KEYS, f"{where}: ")
-            if not read_text(record, "image_path", where):
-                raise CocoaError(f"{where}: image_path is empty; fill it in or drop the row")
-            yield _row(record, "image_path", where, root)
-    except UnicodeDecodeError as error:
-        raise CocoaError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    for _, where, record in records(path):
+        if not isinstance(record, dict):
+            raise CocoaError(f"{where}: not a JSON object; write one image a line")
+        check_keys(record, ROW_KEYS, f"{where}: ")
+        if not read_text(record, "image_path", where):
+            raise CocoaError(f"{where}: image_path is empty; fill it in or drop the row")
+        yield _row(record, "image_path", where, root)
 
 
 def _row(record: dict[str, Any], column: str, where: str, root: Path) -> _Row:
     """A record's image, as bytes or as an absolute path, with its caption and conversation."""
-    image = record.get(column)
-    if isinstance(image, dict):  # how `datasets` stores an image
-        image = image.get("bytes") or image.get("path")
+    image = stored_image(record.get(column))
     if isinstance(image, str):
         image = os.path.abspath(root / image) if image.strip() else None
     elif image is not None and not isinstance(image, bytes):

@@ -11,7 +11,6 @@ from cocoa.bad_rows import BadRows
 from cocoa.errors import CocoaError
 from cocoa.mmeb_eval import EvalDataset
 from cocoa.pairs import Side
-from cocoa.records import Broken
 from cocoa.sources import read_file
 
 CANDIDATES = 1000
@@ -34,14 +33,14 @@ def read_pair_eval(path: str | Path, image_root: str | Path | None = None, bad: 
     Raises:
         CocoaError: a row is not of one of the forms, or no row has a target that is wrong for it.
     """
-    broken: Broken | None = None
-    if bad is not None and bad.policy == "skip":
+    bad = bad or BadRows()
 
-        def broken(row: int, error: CocoaError) -> None:
-            bad.add(Path(path).stem, [row], str(error))
+    def broken(row: int, error: CocoaError) -> None:
+        if bad.policy == "error":
+            raise error
+        bad.add(Path(path).stem, [row], str(error))
 
-    read = read_file(path, image_root, broken=broken)
-    pairs = [pair for pair in read.pairs if pair.target != Side()]
+    pairs = [pair for pair in read_file(path, image_root, broken).pairs if pair.target != Side()]
     inputs: dict[Side, int] = {}
     targets: dict[int, int] = {}  # by content: the index of the target that is compared
     right: dict[int, set[int]] = {}

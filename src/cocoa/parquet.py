@@ -1,7 +1,8 @@
-"""Parquet files opened and read, damaged ones refused."""
+"""Parquet files opened, read and written: damaged ones are refused, none is there before it is whole."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cocoa.errors import CocoaError
+from cocoa.files import unfinished
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -41,3 +43,12 @@ def parquet_batches(path: Path, rows: int, **options: Any) -> Iterator[pa.Record
 def first_line(error: Exception) -> str:
     """Of an error's message, which may have none."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a parquet file so that it appears only when whole."""
+    try:
+        pq.write_table(table, unfinished(path))
+        os.replace(unfinished(path), path)
+    finally:
+        unfinished(path).unlink(missing_ok=True)

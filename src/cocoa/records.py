@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cocoa.errors import CocoaError
 from cocoa.parquet import parquet_batches
@@ -21,11 +22,21 @@ def refuse(row: int, error: CocoaError) -> None:
     raise error
 
 
+@contextmanager
+def _opened(path: Path, **options: Any) -> Iterator[TextIO]:
+    """A file of text, read within; one that is in another encoding than UTF-8 is an error."""
+    try:
+        with path.open(encoding="utf-8-sig", **options) as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise CocoaError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+
+
 def csv_records(
     path: Path, columns: Sequence[str] | None = None, broken: Broken = refuse
 ) -> Iterator[tuple[int, str, Any]]:
     """As `json_records`, the rows of a CSV file, whose columns have to be among `columns` if they are given."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with _opened(path, newline="") as file:
         reader = csv.DictReader(file)
         try:
             for column in reader.fieldnames or ():
@@ -49,7 +60,7 @@ def json_records(path: Path, broken: Broken = refuse) -> Iterator[tuple[int, str
         path: of the file.
         broken: told about each line of JSONL that is no JSON; by default an error.
     """
-    with path.open(encoding="utf-8-sig") as file:
+    with _opened(path) as file:
         start = file.readline()
         while start and not start.strip():
             start = file.readline()
@@ -88,6 +99,11 @@ def parquet_records(path: Path, broken: Broken) -> Iterator[tuple[int, str, Any]
         for record in batch.to_pylist():
             number += 1
             yield number, f"{path}, row {number}", record
+
+
+def stored_image(value: Any) -> Any:
+    """What a column holds of an image: its file's content or path, also where the library `datasets` wrote both."""
+    return value.get("bytes") or value.get("path") if isinstance(value, dict) else value
 
 
 def read_text(record: dict[str, Any], key: str, where: str) -> str:

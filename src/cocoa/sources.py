@@ -121,8 +121,7 @@ def _read_some(path: Path, config: DataConfig, seed: int) -> PairSet:
         logger.warning("left out: %s", error)
         faults.append(error)
 
-    broken = note if config.on_bad_row == "skip" else None
-    found = read_file(path, config.image_root, broken=broken)
+    found = read_file(path, config.image_root, note if config.on_bad_row == "skip" else refuse)
     rows = len(found) + len(faults)
     if len(faults) > config.max_bad_share * rows:
         raise CocoaError(
@@ -136,18 +135,14 @@ def _read_some(path: Path, config: DataConfig, seed: int) -> PairSet:
     return found
 
 
-def read_file(
-    path: str | Path,
-    image_root: str | Path | None = None,
-    broken: Broken | None = None,
-) -> PairSet:
+def read_file(path: str | Path, image_root: str | Path | None = None, broken: Broken = refuse) -> PairSet:
     """Reads one JSONL, JSON, CSV or parquet file; the data set is named by the file's stem.
 
     Args:
         path: the file.
         image_root: what image paths are relative to, and must not leave (which `check_images` sees to); by default
             the file's folder.
-        broken: told about each row that is not of one of the forms, which is left out; None: the first is an error.
+        broken: told about each row that is not of one of the forms, which is left out; by default an error.
 
     Raises:
         CocoaError: a row is not of one of the forms, or the file cannot be read; the message names file and line.
@@ -155,11 +150,7 @@ def read_file(
     path = Path(path)
     root = os.path.abspath(image_root or path.parent)
     read = _csv_pairs if path.suffix == ".csv" else _json_pairs
-    try:
-        pairs = list(read(path, root, broken or refuse))
-    except UnicodeDecodeError as error:
-        raise CocoaError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    return PairSet(pairs, roots={path.stem: root})
+    return PairSet(list(read(path, root, broken)), roots={path.stem: root})
 
 
 def _csv_pairs(path: Path, root: str, broken: Broken) -> Iterator[Pair]:
