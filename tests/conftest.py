@@ -8,7 +8,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the libraries read it: no test may ask a hub
+# Before the libraries read them: no test may ask a hub, and tiny models gain nothing from a second thread.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -105,10 +107,11 @@ def photo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def photo_dialogues(photo_data: Path) -> Path:
-    """A file with a dialogue of two turns on each training photograph."""
-    path = photo_data / "talks.jsonl"
+def photo_dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a dialogue of two turns on each training photograph, in the folder that holds them."""
+    root = write_photos(tmp_path_factory.mktemp("dialogues"))
+    path = root / "talks.jsonl"
     turns = [{"question": "what is red?", "answer": "the cup"}, {"question": "how many?", "answer": "two"}]
-    images = sorted((photo_data / "MMEB-train").rglob("*.jpg"))
+    images = sorted((root / "MMEB-train").rglob("*.jpg"))
     path.write_text("".join(json.dumps({"image_path": str(image), "dialogue": turns}) + "\n" for image in images))
     return path

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_distributed import launch
+from launching import launch
 from toy import captions, pictures
 
 import cocoa.cli

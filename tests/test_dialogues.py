@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from launching import launch
 from scene_reader import is_true, right_answer
-from test_distributed import launch
 from toy import pictures as toy_pictures
 
 import cocoa.cli

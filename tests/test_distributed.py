@@ -1,18 +1,15 @@
 """Two gloo processes give the weights that one gives, in every stage, whole on each or split over them (FSDP2)."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from launching import launch, torchrun
 from safetensors.torch import load_file
 from short_run import short_recipe
-from test_sharding import environment
 
 import cocoa.cli
 from cocoa.checkpoint import read_record
@@ -21,31 +18,6 @@ STAGES = ["joint_reconstruction", "eos_bridge", "compression", "contrastive", "m
 STAGES += ["mostly texts", "mostly texts and kept"]
 SCRIPT = Path(__file__).parent / "distributed_stage.py"
 pytestmark = pytest.mark.slow
-
-
-def launch(processes, *arguments, fails=False, split=False):
-    """Run a Python program on so many processes; what it printed, or where it is to fail its errors.
-
-    With `split` under FSDP2: the model is split over the processes.
-    """
-    command = [sys.executable]
-    if processes > 1:
-        command += [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--local-addr",
-            "127.0.0.1",
-            "--nproc-per-node",
-            str(processes),
-        ]
-    command += [str(argument) for argument in arguments]
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    settings["PYTHONFAULTHANDLER"] = "1"  # a process that aborts says where
-    settings |= environment("fsdp2.yaml") if split else {}
-    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=300)
-    assert (done.returncode != 0) == fails, done.stderr[-3000:]
-    return done.stderr if fails else done.stdout
 
 
 def train(processes, stages, backbone, folder, save_at=0, tuning="adapters", split=False):
@@ -90,26 +62,21 @@ def test_two_processes_equal_one(trained, stage):
     assert [account["device"] for account in accounts] == ["cpu", "2 x cpu"]
 
 
-def test_two_processes_resume_in_a_later_epoch(tiny_backbone_path, tmp_path):
-    """Accelerate's own loader forgets the epoch of a restart on several processes; ours does not."""
-    backbone, stage = tiny_backbone_path(), "eos_bridge"
-    folder = train(2, [stage], backbone, tmp_path, save_at=3)[stage]
-    whole = load_file(folder / "trained.safetensors")
-    shutil.rmtree(folder / "trainer" / "checkpoint-6")
-    train(2, [stage], backbone, tmp_path, save_at=3)
-    assert distance(whole, load_file(folder / "trained.safetensors")) == 0
+def test_a_run_goes_on_with_another_number_of_processes(tiny_backbone_path, tmp_path):
+    """Begun by one, ended by two, in a later epoch: the same rows, so the weights of a run by one process.
 
-
-@pytest.mark.parametrize("stage", ["eos_bridge", "contrastive"])
-def test_a_run_goes_on_with_another_number_of_processes(tiny_backbone_path, tmp_path, stage):
-    """Begun by one, ended by two, in a later epoch: the same rows, so the weights of a run by one process."""
-    backbone = tiny_backbone_path()
-    folder = train(1, [stage], backbone, tmp_path, save_at=3)[stage]
-    whole, start = (load_file(folder / f"{name}.safetensors") for name in ("trained", "start"))
-    shutil.rmtree(folder / "trainer" / "checkpoint-6")
-    train(2, [stage], backbone, tmp_path, save_at=3)
-    assert json.loads((folder / "account.json").read_text())["device"] == "cpu, then 2 x cpu"
-    assert distance(whole, load_file(folder / "trained.safetensors")) < 1e-3 * distance(whole, start)
+    Accelerate's own loader forgets the epoch of a restart on several processes; ours does not.
+    """
+    backbone, stages = tiny_backbone_path(), ["eos_bridge", "contrastive"]
+    folders = train(1, stages, backbone, tmp_path, save_at=3).values()
+    whole = [load_file(trained_file(folder)) for folder in folders]
+    for folder in folders:
+        shutil.rmtree(folder / "trainer" / "checkpoint-6")
+    train(2, stages, backbone, tmp_path, save_at=3)
+    for one, folder in zip(whole, folders, strict=True):
+        assert json.loads((folder / "account.json").read_text())["device"] == "cpu, then 2 x cpu"
+        moved = distance(one, load_file(folder / "start.safetensors"))
+        assert distance(one, load_file(trained_file(folder))) < 1e-3 * moved
 
 
 def test_four_processes_equal_one(trained, tiny_backbone_path, tmp_path):
@@ -196,7 +163,7 @@ def test_a_fault_of_one_process_ends_both(tiny_backbone_path, tmp_path, split):
 
 def test_a_process_that_dies_ends_the_others_with_a_message(tiny_backbone_path, tmp_path):
     script = Path(__file__).parent / "distributed_death.py"
-    launch(2, script, "contrastive", tiny_backbone_path(), tmp_path, fails=True)
+    assert torchrun(2, script, "contrastive", tiny_backbone_path(), tmp_path).returncode
     met, seconds = (tmp_path / "met").read_text().splitlines()
     assert met.startswith("another process of this run has ended, and its own last lines say why")
     assert float(seconds) < 60
