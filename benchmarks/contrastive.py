@@ -17,9 +17,10 @@ from shapes import Floor, build_for, pairs_like_mmeb
 
 from cocoa.account import peak_bytes
 from cocoa.checkpoint import as_sentence_transformer
+from cocoa.contrastive_loss import cached_loss, info_nce
 from cocoa.inputs import ImageBudget
 from cocoa.packing import PackedEmbedder
-from cocoa.stages.contrastive import ContrastiveArguments, PairDataset, cached_loss, collate, info_nce
+from cocoa.stages.contrastive import ContrastiveArguments, PairDataset, collate
 
 TEMPERATURE = 0.02
 

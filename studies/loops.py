@@ -15,6 +15,7 @@ from transformers import get_scheduler, set_seed
 from cocoa.attention import BridgeLayout
 from cocoa.backbone import Backbone
 from cocoa.blocks import Layout, own
+from cocoa.contrastive_loss import info_nce
 from cocoa.corruption import IGNORE_INDEX, row_generator
 from cocoa.features import keep_features
 from cocoa.packing import pack
@@ -23,7 +24,7 @@ from cocoa.recipe import STAGES
 from cocoa.reconstruction import PatchDecoder
 from cocoa.stages import compression, eos_bridge, joint_reconstruction
 from cocoa.stages.arguments import StageArguments
-from cocoa.stages.contrastive import ContrastiveArguments, info_nce
+from cocoa.stages.contrastive import ContrastiveArguments
 from cocoa.stages.eos_bridge import EosBridgeArguments
 from cocoa.stages.reconstruction import Prediction, Reconstructor
 from cocoa.stages.sampling import GlobalBatchSampler

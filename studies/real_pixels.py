@@ -85,7 +85,7 @@ def digits(seed: int) -> PairLab:
     data = load_digits()
     rng, pairs = random.Random(f"digits/{seed}"), []
     for row in range(len(data.images)):
-        shade = np.uint8(255 - data.images[row] * 255 / 16)
+        shade = (255 - data.images[row] * 255 / 16).astype(np.uint8)
         picture = Image.fromarray(shade).convert("RGB").resize((56, 56), Image.Resampling.BICUBIC)
         pairs.append(
             Pair(Side("Identify the digit.", image=picture), Side(text=NAMES[data.target[row]]), (), "digits", row)

@@ -3,24 +3,21 @@
 import pytest
 import torch
 from PIL import Image
-from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MatryoshkaLoss,
+    MultipleNegativesRankingLoss,
+)
 from torch.nn import functional as F
 from toy import arguments, prepared, states_of, toy_pairs, with_adapters
 
 from cocoa.backbone import POOLINGS
 from cocoa.checkpoint import as_sentence_transformer
+from cocoa.contrastive_loss import FILLER_ID, cached_loss, info_nce
 from cocoa.embedding import Embedder
 from cocoa.packing import PackedEmbedder
 from cocoa.pairs import Pair, Side
-from cocoa.stages.contrastive import (
-    FILLER_ID,
-    ContrastiveArguments,
-    PairDataset,
-    build_trainer,
-    cached_loss,
-    collate,
-    info_nce,
-)
+from cocoa.stages.contrastive import ContrastiveArguments, PairDataset, build_trainer, collate
 from cocoa.validation import InPoolEvaluator
 
 TEMPERATURE = 0.05
@@ -60,14 +57,14 @@ def gradients_of(model):
     return found
 
 
-def our_gradients(backbone, batch, mask_equal_targets=True, kept=1):
+def our_gradients(backbone, batch, mask_equal_targets=True, kept=1, dims=()):
     """The loss, the gradients by the backbone's names, and how often the model was asked."""
     model, asked = PackedEmbedder(backbone).train(), []
     model.register_forward_hook(lambda *_: asked.append(1))
     loss = cached_loss(
         model,
         batch["passes"],
-        lambda vectors: info_nce(vectors[batch["places"]], batch["ids"], TEMPERATURE, mask_equal_targets),
+        lambda vectors: info_nce(vectors[batch["places"]], batch["ids"], TEMPERATURE, mask_equal_targets, dims),
         kept,
     )
     loss.backward()
@@ -115,6 +112,25 @@ def test_gradients_are_those_of_sentence_transformers(tiny_backbone, tmp_path, m
     assert loss == pytest.approx(expected.item(), abs=1e-5) and theirs.keys() == ours.keys()
     for name, gradient in theirs.items():
         assert torch.allclose(ours[name], gradient, atol=2e-5, rtol=1e-4), name
+
+
+def test_matryoshka_is_that_of_sentence_transformers(tiny_backbone, tmp_path):
+    """Its loss is the sum over the lengths, ours the mean."""
+    pairs, backbone = toy_pairs(6), tiny_backbone()
+    model, dims = as_sentence_transformer(backbone), [4, 12]
+    whole = model.get_embedding_dimension()
+    theirs_of = MatryoshkaLoss(model, MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE), [whole, *dims])
+    expected = theirs_of([model.preprocess(column) for column in messages_of(pairs, backbone)], None) / 3
+    expected.backward()
+    theirs = gradients_of(backbone.model.model)
+    args = arguments(ContrastiveArguments, tmp_path, tokens_per_pass=60, matryoshka_dims=dims)
+    batch = batch_of(pairs, backbone, args)
+    plain, _, _ = our_gradients(backbone, batch)
+    for given in (dims, [whole, *dims, 4]):  # the whole is always among them, and each once
+        loss, ours, _ = our_gradients(backbone, batch, dims=given)
+        assert loss == pytest.approx(expected.item(), abs=1e-5) and loss != pytest.approx(plain, abs=1e-3)
+        for name, gradient in theirs.items():
+            assert torch.allclose(ours[name], gradient, atol=2e-5, rtol=1e-4), name
 
 
 def test_passes_that_are_embedded_twice_have_the_same_dropout(tiny_backbone, tmp_path):

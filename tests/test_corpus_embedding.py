@@ -69,6 +69,16 @@ def test_a_folder_of_images(tiny_backbone_path: Any, images: Path, tmp_path: Pat
         assert said["model_hash"] == summary["model_hash"] and len(said["model_hash"]) == 32
 
 
+def test_embeddings_cut_to_fewer_numbers(tiny_backbone_path: Any, images: Path, tmp_path: Path) -> None:
+    run(tiny_backbone_path(), images, tmp_path / "whole")
+    run(tiny_backbone_path(), images, tmp_path / "cut", truncate_dim=8)
+    whole, cut = rows(tmp_path / "whole"), rows(tmp_path / "cut")
+    for name, row in whole.items():
+        assert len(cut[name]) == 8 and (row[:8] / row[:8].norm() - cut[name]).abs().max() < 1e-6
+    with pytest.raises(CocoaError, match="made with another truncate_dim"):
+        run(tiny_backbone_path(), images, tmp_path / "cut")
+
+
 @pytest.mark.parametrize("size", [1, 3, 7, 100])
 def test_parts_hold_every_row_once_whatever_the_row_groups(tmp_path: Path, size: int) -> None:
     for name, count, group in (("a", 20, 6), ("b", 1, 5), ("c", 9, 9)):

@@ -93,6 +93,20 @@ def test_a_run_encodes_each_distinct_input_once_and_writes_its_files(tmp_path, m
     assert evaluate("planted", data, tmp_path / "scores", ["one"])["datasets"] == {"one": 100}
 
 
+def test_embeddings_are_scored_cut_to_fewer_numbers_too(tmp_path, monkeypatch):
+    """Of a vector (cos, sin) the first number alone tells 0.2 from 3.0, and not 0.2 from 1.4."""
+    data = write_texts(tmp_path / "data", {"one": [("cat", ["a cat", "a dog"]), ("cat", ["a cat", "an owl"])]})
+    model = plant(monkeypatch, {"cat": 0.2, "a cat": 0.3, "a dog": 1.4, "an owl": 3.0})
+    result = evaluate("planted", data, tmp_path / "scores", truncate_dims=[1])
+    assert result["datasets"] == {"one": 100}
+    assert {dim: cut["datasets"] for dim, cut in result["truncated"].items()} == {"1": {"one": 50}}
+    assert len(model.asked) == 4  # once each
+    table = (tmp_path / "scores" / "table.md").read_text()
+    assert "| numbers of an embedding | one |" in table and "| all 2 | 100.0 |" in table and "| 1 | 50.0 |" in table
+    with pytest.raises(CocoaError, match="truncate-dim 3: must be from 1 to 2"):
+        evaluate("planted", data, tmp_path / "other", truncate_dims=[3])
+
+
 def test_ranks_are_left_of_every_row_that_is_scored(tmp_path, monkeypatch):
     """Every metric comes from them exactly; a bad row is not there, and the others keep their numbers."""
     angles = {"a": 0.0, "b": 0.5, "c": 1.0, "near c": 1.2}

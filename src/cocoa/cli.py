@@ -104,6 +104,9 @@ def evaluate(
     max_length: Annotated[int | None, typer.Option(help="Tokens of an input; else as the model was trained.")] = None,
     prompt_style: Annotated[str, typer.Option(help="cocoa; or reference: VLM2Vec's plain form.")] = "cocoa",
     on_bad_row: Annotated[str, typer.Option(help="error; or skip: leave rows out that cannot be used.")] = "error",
+    truncate_dim: Annotated[
+        list[int] | None, typer.Option(help="Score embeddings cut to so many numbers too; may be given again.")
+    ] = None,
 ) -> None:
     """Score a model: hit@1 of each data set, and the averages. A stopped run encodes only what is missing."""
     from cocoa.evaluation import evaluate as run
@@ -111,10 +114,11 @@ def evaluate(
     from cocoa.scores import short_name
 
     wanted = named_subsets("evaluate", subsets, more_subsets)
-    result = run(model, data, output, wanted, batch_size, image_root, split, max_length, prompt_style, on_bad_row)
+    how = (wanted, batch_size, image_root, split, max_length, prompt_style, on_bad_row, truncate_dim)
+    result = run(model, data, output, *how)
     leave()
     if is_main_process():
-        console.print(score_table({short_name(model): result}))
+        console.print(score_table({short_name(model): result} | cut_to_lengths(result)))
         if left_out := sum(row["left_out"] for row in result["bad_rows"]):
             console.print(f"{left_out} rows could not be used; table.md and summary.json name them")
         where = escape(str(output / "table.md"))
@@ -171,6 +175,11 @@ def demo(
         f"again: cocoa train {escape(str(output / 'recipe.yaml'))} output_dir=ELSEWHERE",
         soft_wrap=True,
     )
+
+
+def cut_to_lengths(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a summary says of embeddings cut to fewer numbers, the longest first, by a heading."""
+    return {f"{dim} numbers": result["truncated"][dim] for dim in sorted(result["truncated"], key=int, reverse=True)}
 
 
 def score_table(results: dict[str, dict[str, Any]]) -> Table:

@@ -164,6 +164,7 @@ def embed(
     image_root: Annotated[Path | None, typer.Option(help="Folder that image paths are relative to.")] = None,
     on_bad_row: Annotated[str, typer.Option(help="error; or skip: leave rows out that cannot be embedded.")] = "error",
     max_bad_share: Annotated[float, typer.Option(help="Share of the rows that may be left out.")] = 0.01,
+    truncate_dim: Annotated[int | None, typer.Option(help="Cut embeddings to so many numbers (Matryoshka).")] = None,
 ) -> None:
     """Embed a corpus into parquet files. A stopped run goes on; a corpus that has grown is embedded where it is new."""
     from cocoa.corpus import Columns
@@ -172,7 +173,7 @@ def embed(
 
     columns = Columns(id_column, text_column, image_column)
     how = (instruction, part_size, precision, max_length, image_root, batch_size, on_bad_row, max_bad_share)
-    summary = embed_corpus(EmbedSettings(model, source, columns, *how), output)
+    summary = embed_corpus(EmbedSettings(model, source, columns, *how, truncate_dim), output)
     leave()
     if is_main_process():
         if summary["bad_rows"]:

@@ -57,6 +57,7 @@ class EmbedSettings:
         batch_size: inputs embedded at once where they are the longest; of shorter ones more.
         on_bad_row: a row that cannot be embedded is an `error`, or left out (`skip`).
         max_bad_share: share of the corpus' rows that a process may leave out.
+        truncate_dim: length that embeddings are cut to; None leaves them whole.
     """
 
     model: str
@@ -70,6 +71,7 @@ class EmbedSettings:
     batch_size: int = 8
     on_bad_row: str = "error"
     max_bad_share: float = 0.01
+    truncate_dim: int | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -111,7 +113,7 @@ def embed_corpus(settings: EmbedSettings, output: Path) -> dict[str, Any]:
     started, state = time.monotonic(), this_process()
     output = Path(os.path.abspath(output))
     parts = list_parts(settings.source, settings.part_size, output)
-    embedder = load_embedder(settings.model, settings.max_length)
+    embedder = load_embedder(settings.model, settings.max_length).cut_to(settings.truncate_dim)
     facts = about(settings, embedder)
     if state.is_main_process:
         claim(facts, output)
@@ -175,7 +177,8 @@ def embed_part(
         done = [(rows[good[place]].id, row) for place, row in sorted(found.items()) if isinstance(row, Tensor)]
         ids += [name for name, _ in done]
         embeddings += [row for _, row in done]
-    if not embeddings and (dimension := embedder.model.get_embedding_dimension()) is None:
+    dimension = embedder.truncate_dim or embedder.model.get_embedding_dimension()
+    if not embeddings and dimension is None:
         raise CocoaError(f"{part.path}: no row can be embedded; the first: {bad[0][1]}")
     return Embedded(ids, torch.stack(embeddings) if embeddings else torch.empty(0, dimension), bad)
 
@@ -234,6 +237,7 @@ def about(settings: EmbedSettings, embedder: Embedder) -> dict[str, Any]:
         "max_length": embedder.max_length,
         "instruction": settings.instruction,
         "precision": settings.precision,
+        "truncate_dim": embedder.truncate_dim,
         "source": os.path.abspath(settings.source),
         "image_root": settings.image_root and os.path.abspath(settings.image_root),
         "columns": asdict(settings.columns),

@@ -63,6 +63,7 @@ class Embedder:
         folder: where its files lie; None where it was not loaded from any.
         record: what its checkpoint says of how it was made; empty for one that is not ours.
         ending: tokens that close an input: EOS, or the compression tokens.
+        truncate_dim: length that embeddings are cut to; None leaves them whole.
     """
 
     model: SentenceTransformer
@@ -72,6 +73,7 @@ class Embedder:
     folder: Path | None = None
     record: dict[str, Any] = field(default_factory=dict)
     ending: int = 1
+    truncate_dim: int | None = None
 
     def render(self, side: Side) -> Any:
         """A side as `SentenceTransformer.encode` wants it, its image read."""
@@ -105,6 +107,17 @@ class Embedder:
         return (
             f"the model does not embed {' with '.join(kinds)} (it knows {', '.join(map(str, self.model.modalities))})"
         )
+
+    def cut_to(self, dim: int | None) -> Embedder:
+        """The same with embeddings of that length; of use for a model that was trained with `matryoshka_dims`.
+
+        Raises:
+            CocoaError: the model's embeddings are shorter.
+        """
+        whole = self.model.get_embedding_dimension()
+        if dim is not None and not 0 < dim <= (whole or dim):
+            raise CocoaError(f"truncate-dim {dim}: must be from 1 to {whole}, the length of the model's embeddings")
+        return replace(self, truncate_dim=dim)
 
     def token_counts(self, sides: Sequence[Side]) -> list[int]:
         """How many tokens each input takes, but for markers: its text's, and its image's as the budget allows."""
@@ -161,7 +174,7 @@ class Embedder:
             encoded = self.model.encode(
                 list(items), batch_size=len(items), convert_to_tensor=True, show_progress_bar=False
             )
-        return F.normalize(encoded.float(), dim=-1).cpu()
+        return truncated(encoded.float(), self.truncate_dim).cpu()
 
     def _room(self, side: Side) -> int:
         if self.form == "reference":
@@ -173,6 +186,11 @@ class Embedder:
         if self.form == "items":
             return [text.split() for text in texts]
         return self.model.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+
+
+def truncated(embeddings: Tensor, dim: int | None) -> Tensor:
+    """The first `dim` numbers of embeddings (..., D), or all of them, normalised."""
+    return F.normalize(embeddings[..., :dim], dim=-1)
 
 
 def load_embedder(model: str | Path, max_length: int | None = None, prompt_style: str = "cocoa") -> Embedder:

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from cocoa.bad_rows import BadRows
 from cocoa.checkpoint import training_part, versions
-from cocoa.embedding import Embedder, load_embedder
+from cocoa.embedding import Embedder, load_embedder, truncated
 from cocoa.embedding_cache import EmbeddingCache, fingerprint, hash_folder
 from cocoa.errors import CocoaError
 from cocoa.eval_inputs import Inputs, distinct_inputs, with_images_present, with_images_readable
-from cocoa.metrics import metrics, rank
+from cocoa.metrics import metrics, rank, summary
 from cocoa.mmeb_eval import EvalDataset, read_eval
 from cocoa.pair_eval import read_pair_eval
 from cocoa.processes import this_process
@@ -45,6 +45,7 @@ def evaluate(
     max_length: int | None = None,
     prompt_style: str = "cocoa",
     on_bad_row: str = "error",
+    truncate_dims: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Score a model on a folder in MMEB-eval's layout.
 
@@ -64,6 +65,8 @@ def evaluate(
         prompt_style: `reference` for checkpoints that were trained in VLM2Vec's plain form.
         on_bad_row: `error` at the first row that cannot be used, before anything is encoded; or `skip` them all,
             counted in each score file (`num_data` less `num_pred`) and listed in the summary.
+        truncate_dims: lengths to which embeddings are cut and scored as well, for the summary and the table; by
+            default those that the model's contrastive stage was trained with (`matryoshka_dims`).
 
     Returns:
         The summary; of other processes than the main one nothing.
@@ -80,6 +83,9 @@ def evaluate(
         found, root = read_eval(data, subsets, split, image_root, bad, prompt_style), image_root or data
     found = with_images_present(found, root, bad)
     embedder = load_embedder(model, max_length, prompt_style)
+    if truncate_dims is None:
+        truncate_dims = embedder.record.get("options", {}).get("matryoshka_dims", ())
+    shorter = [embedder.cut_to(dim).truncate_dim for dim in sorted({*truncate_dims})]
     found, digests = with_images_readable(found, bad)
     found, inputs = distinct_inputs(found, digests)
     _check_modalities(embedder, inputs, model)
@@ -110,6 +116,11 @@ def evaluate(
         return {}
     ranks = rank_all(found, (embeddings[place] for place in inputs.places))
     scores = {name: metrics(own) for name, own in ranks.items()}
+    about["truncated"] = {
+        str(dim): summary(score(found, (cut[place] for place in inputs.places)))
+        for dim in shorter
+        for cut in [truncated(embeddings, dim)]
+    }
     for name, count in bad.left_out().items():
         scores[name]["num_data"] += count
     numbers = {each.name: [each.number(row) for row in range(len(each.queries))] for each in found}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cocoa.backbone import Backbone
+from cocoa.contrastive_loss import FILLER_ID
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.inputs import inert
 from cocoa.pairs import ContentPair, Pair
@@ -22,7 +23,7 @@ from cocoa.preview_pictures import Picture, picture_of
 from cocoa.stages.arguments import StageArguments
 from cocoa.stages.compression import dialogue_tokens
 from cocoa.stages.content import ContentDataset, room_for_text
-from cocoa.stages.contrastive import FILLER_ID, ContrastiveArguments, PairDataset
+from cocoa.stages.contrastive import ContrastiveArguments, PairDataset
 
 StageDataset: TypeAlias = ContentDataset | PairDataset
 """What a stage's trainer reads: of the reconstruction stages, or of the contrastive stage."""

@@ -134,6 +134,8 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [f"# {short_name(result['model'])}: hit@1 (%)"]
     if averages["All"]["datasets"]:
         lines += ["", *_averages(averages)]
+    if result.get("truncated"):
+        lines += ["", *_by_length(result)]
     hashes = result.get("data_hash", {})
     lines += ["", _row("data set", ["hit@1", "data hash"]), _row("---", ["---:", "---"])]
     lines += [_row(name, [f"{hit:.1f}", hashes.get(name, "")]) for name, hit in result["datasets"].items()]
@@ -163,6 +165,18 @@ def _averages(averages: dict[str, Any]) -> list[str]:
             there, of = averages[group]["datasets"], averages[group]["of"]
             lines += ["", f"\\* {group}: {there} of {of} data sets; missing: {', '.join(averages[group]['missing'])}"]
     return lines
+
+
+def _by_length(result: dict[str, Any]) -> list[str]:
+    """The lines about embeddings cut to fewer numbers, behind the whole ones."""
+
+    def hits(part: dict[str, Any]) -> dict[str, float]:
+        found = {group: part["averages"][group] for group in GROUPS}
+        return {group: own["hit@1"] for group, own in found.items() if own["datasets"]} or part["datasets"]
+
+    parts = {f"all {result['facts']['dimension']}": result} | result["truncated"]
+    lines = [_row("numbers of an embedding", hits(result)), _row("---", ["---:"] * len(hits(result)))]
+    return lines + [_row(dim, [f"{hit:.1f}" for hit in hits(part).values()]) for dim, part in parts.items()]
 
 
 def _row(first: str, cells: Any) -> str:

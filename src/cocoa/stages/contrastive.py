@@ -8,23 +8,19 @@ negatives (by option).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from sentence_transformers.sentence_transformer.losses.cached_multiple_negatives_ranking import RandContext
-from sentence_transformers.util import all_gather, all_gather_with_grad
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from cocoa.architectures import ATTENTIONS, Attention
 from cocoa.backbone import POOLINGS, Backbone, Form, Pooling
 from cocoa.checkpoint import as_sentence_transformer
+from cocoa.contrastive_loss import FILLER_ID, cached_loss, info_nce
 from cocoa.embedding import Embedder
 from cocoa.errors import CocoaError
 from cocoa.packing import PackedEmbedder, by_length, pack
@@ -37,8 +33,6 @@ from cocoa.stages.training import StageTrainer
 from cocoa.validation import InPoolEvaluator
 
 NAME = "contrastive"
-FILLER_ID = -1
-"""Content id of a hard negative that a row does not have; never a negative."""
 
 
 @dataclass
@@ -60,6 +54,8 @@ class ContrastiveArguments(StageArguments):
         hard_negatives: how many of a row's own negatives to use, 0 for none.
         passes_kept: so many passes of a batch keep their activations until the loss is known and are embedded once, the
             others twice. With gradient checkpointing a pass that is kept takes its layers' inputs alone.
+        matryoshka_dims: lengths at which an embedding shall be usable too, cut and normalised (Matryoshka
+            representation learning, arXiv 2205.13147): the loss is the mean over them and the whole embedding.
     """
 
     batch_size: int = 256
@@ -72,6 +68,7 @@ class ContrastiveArguments(StageArguments):
     dataset_sampling: DatasetSampling = "proportional"
     hard_negatives: int = 0
     passes_kept: int = 1
+    matryoshka_dims: Sequence[int] = ()
     eval_strategy: str = "steps"
     eval_steps: float | None = 0.25
 
@@ -89,6 +86,9 @@ class ContrastiveArguments(StageArguments):
             )
         if self.compression_tokens is not None:
             check_range("compression_tokens", self.compression_tokens, 0)
+        dims = self.matryoshka_dims
+        if isinstance(dims, str) or not all(type(dim) is int and dim > 0 for dim in dims):
+            raise CocoaError(f"matryoshka_dims {dims!r}: must be a list of whole numbers above 0")
         for name, known in (("attention", ATTENTIONS), ("pooling", POOLINGS), ("dataset_sampling", SAMPLINGS)):
             if (value := getattr(self, name)) is not None and value not in known:
                 raise CocoaError(f"{name} {value!r}: choose one of {', '.join(known)}")
@@ -152,74 +152,6 @@ class PairDataset(Dataset):
         return dict(zip(self.column_names, columns, strict=True))
 
 
-def info_nce(vectors: Tensor, ids: Tensor, temperature: float, mask_equal_targets: bool = True) -> Tensor:
-    """InfoNCE of this process' queries among the targets and negatives of all processes.
-
-    Args:
-        vectors: (2 + negatives, B, D) normalised embeddings of queries, targets and negatives.
-        ids: (1 + negatives, B) content ids of targets and negatives, int64; `FILLER_ID` stands for no negative.
-        temperature: of the softmax.
-        mask_equal_targets: what has the content id of a row's own target is no negative of that row.
-
-    Returns:
-        The mean over the B queries.
-    """
-    queries, candidates, rank = vectors[0], vectors[1:].transpose(0, 1), 0  # candidates (B, 1 + negatives, D)
-    ids = ids.T.contiguous()
-    if dist.is_initialized():
-        candidates, ids, rank = all_gather_with_grad(candidates.contiguous()), all_gather(ids), dist.get_rank()
-    own = rank * len(queries) + torch.arange(len(queries), device=queries.device)  # (B,) rows of the queries
-    width = ids.shape[1]
-    scores = queries @ candidates.flatten(0, 1).T / temperature  # (B, rows of all * (1 + negatives))
-    excluded = (ids == FILLER_ID).flatten().expand(len(own), -1)
-    if mask_equal_targets:
-        excluded = excluded | (ids.flatten() == ids[own, 0, None])
-    excluded = excluded.scatter(1, own[:, None] * width, False)
-    return F.cross_entropy(scores.masked_fill(excluded, float("-inf")), own * width)
-
-
-def cached_loss(
-    model: nn.Module,
-    passes: Sequence[dict[str, Any]],
-    loss_of: Callable[[Tensor], Tensor],
-    kept: int = 1,
-    backward: Callable[[Tensor], None] = Tensor.backward,
-    alone: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> Tensor:
-    """GradCache: a loss over the embeddings of all passes, with the activations of a few at a time.
-
-    Args:
-        model: embeds passes.
-        passes: the last ones are embedded once, the others twice, with the same dropout.
-        loss_of: all embeddings, pass after pass, to the loss.
-        kept: how many are embedded once.
-        backward: adds the gradients of a scalar.
-        alone: within it a pass does not exchange its gradients with other devices.
-
-    Returns:
-        The loss; most gradients are there by now, and its backward pass adds what is left.
-    """
-    first, last = passes[:-kept], passes[-kept:]
-    vectors, chances = [], []
-    for row in first:
-        chances.append(RandContext(row["input_ids"]))
-        with torch.no_grad():
-            vectors.append(model(row))
-    with alone() if first else nullcontext():
-        once = model(*last)  # in one call, so that devices exchange the gradients of all of them
-    leaves = [each.detach().requires_grad_() for each in (*vectors, once)]
-    loss = loss_of(torch.cat(leaves))
-    loss.backward()
-    *gradients, gradient = [leaf.grad for leaf in leaves]
-    rest = (once * gradient).sum()
-    for number, (row, chance, gradient) in enumerate(zip(first, chances, gradients, strict=True), 1):
-        with alone():
-            backward(rest)
-        with chance, nullcontext() if number == len(first) else alone():
-            rest = (model(row) * gradient).sum()
-    return rest + (loss - rest).detach()
-
-
 class ContrastiveTrainer(StageTrainer):
     """Embeds a batch pass by pass, and takes in-pool hit@1 where another trainer takes its loss on held-out rows."""
 
@@ -250,7 +182,9 @@ class ContrastiveTrainer(StageTrainer):
 
         def loss_of(vectors: Tensor) -> Tensor:
             args = self.args
-            return info_nce(vectors[inputs["places"]], inputs["ids"], args.temperature, args.mask_equal_targets)
+            of_sides = vectors[inputs["places"]]
+            options = (args.temperature, args.mask_equal_targets, args.matryoshka_dims)
+            return info_nce(of_sides, inputs["ids"], *options)
 
         alone = partial(self.accelerator.no_sync, model)
         kept, backward = self.args.passes_kept, self.accelerator.backward
