@@ -118,7 +118,8 @@ def evaluate(
     result = run(model, data, output, *how)
     leave()
     if is_main_process():
-        console.print(score_table({short_name(model): result} | cut_to_lengths(result)))
+        shorter = {f"{dim} numbers": part for dim, part in result["truncated"].items()}
+        console.print(score_table({short_name(model): result} | shorter))
         if left_out := sum(row["left_out"] for row in result["bad_rows"]):
             console.print(f"{left_out} rows could not be used; table.md and summary.json name them")
         where = escape(str(output / "table.md"))
@@ -175,11 +176,6 @@ def demo(
         f"again: cocoa train {escape(str(output / 'recipe.yaml'))} output_dir=ELSEWHERE",
         soft_wrap=True,
     )
-
-
-def cut_to_lengths(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What a summary says of embeddings cut to fewer numbers, the longest first, by a heading."""
-    return {f"{dim} numbers": result["truncated"][dim] for dim in sorted(result["truncated"], key=int, reverse=True)}
 
 
 def score_table(results: dict[str, dict[str, Any]]) -> Table:

@@ -85,7 +85,7 @@ def evaluate(
     embedder = load_embedder(model, max_length, prompt_style)
     if truncate_dims is None:
         truncate_dims = embedder.record.get("options", {}).get("matryoshka_dims", ())
-    shorter = [embedder.cut_to(dim).truncate_dim for dim in sorted({*truncate_dims})]
+    shorter = [embedder.cut_to(dim).truncate_dim for dim in sorted({*truncate_dims}, reverse=True)]
     found, digests = with_images_readable(found, bad)
     found, inputs = distinct_inputs(found, digests)
     _check_modalities(embedder, inputs, model)
