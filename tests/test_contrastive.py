@@ -15,6 +15,7 @@ from cocoa.backbone import POOLINGS
 from cocoa.checkpoint import as_sentence_transformer
 from cocoa.contrastive_loss import FILLER_ID, cached_loss, info_nce
 from cocoa.embedding import Embedder
+from cocoa.errors import CocoaError
 from cocoa.packing import PackedEmbedder
 from cocoa.pairs import Pair, Side
 from cocoa.stages.contrastive import ContrastiveArguments, PairDataset, build_trainer, collate
@@ -131,6 +132,16 @@ def test_matryoshka_is_that_of_sentence_transformers(tiny_backbone, tmp_path):
         assert loss == pytest.approx(expected.item(), abs=1e-5) and loss != pytest.approx(plain, abs=1e-3)
         for name, gradient in theirs.items():
             assert torch.allclose(ours[name], gradient, atol=2e-5, rtol=1e-4), name
+
+
+@pytest.mark.parametrize(
+    ("dims", "message"),
+    [(32, "must be a list"), ("32", "must be a list"), ([0], "above 0"), ([4096], r"\[4096\]: an embedding has \d+")],
+)
+def test_lengths_that_no_embedding_has_are_refused(tiny_backbone, tmp_path, dims, message):
+    with pytest.raises(CocoaError, match=message):
+        args = arguments(ContrastiveArguments, tmp_path, matryoshka_dims=dims)
+        build_trainer(tiny_backbone(), toy_pairs(6), [], args)
 
 
 def test_passes_that_are_embedded_twice_have_the_same_dropout(tiny_backbone, tmp_path):

@@ -87,7 +87,7 @@ class ContrastiveArguments(StageArguments):
         if self.compression_tokens is not None:
             check_range("compression_tokens", self.compression_tokens, 0)
         dims = self.matryoshka_dims
-        if isinstance(dims, str) or not all(type(dim) is int and dim > 0 for dim in dims):
+        if not isinstance(dims, (list, tuple)) or not all(type(dim) is int and dim > 0 for dim in dims):
             raise CocoaError(f"matryoshka_dims {dims!r}: must be a list of whole numbers above 0")
         for name, known in (("attention", ATTENTIONS), ("pooling", POOLINGS), ("dataset_sampling", SAMPLINGS)):
             if (value := getattr(self, name)) is not None and value not in known:
@@ -158,6 +158,9 @@ class ContrastiveTrainer(StageTrainer):
     def __init__(
         self, backbone: Backbone, pairs: Sequence[Pair], validation: Sequence[Pair], args: ContrastiveArguments
     ) -> None:
+        whole = backbone.model.config.text_config.hidden_size
+        if long := [dim for dim in args.matryoshka_dims if dim > whole]:
+            raise CocoaError(f"matryoshka_dims {long}: an embedding has {whole} numbers")
         datasets = [pair.dataset for pair in pairs]
         pieces = (args.batch_size, args.per_device_train_batch_size)
         super().__init__(
