@@ -10,11 +10,11 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
+import serve
 import uvicorn
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
-import serve
 from cocoa.checkpoint import save_checkpoint
 
 
