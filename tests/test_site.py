@@ -1,10 +1,12 @@
 """The pages as a site: it builds without a warning, loads nothing from elsewhere, and its tables say what is so."""
 
 import dataclasses
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -53,6 +55,28 @@ def test_what_github_shows_by_itself_is_shown_on_the_site(site):
     assert 'href="../api/#cocoa.attention"' in method
     assert 'id="cocoa.attention.eos_bridged"' in (site / "api" / "index.html").read_text()
     assert not re.findall(r'href="[^"]*\.\./\.\./(?:src|tests|recipes)', method)
+
+
+@pytest.mark.parametrize(
+    ("address", "module", "file"),
+    [
+        (None, "[`a`](api.md#cocoa.attention)", "the README"),
+        (
+            "https://example.org/r/",
+            "[`a`](api.md#cocoa.attention)",
+            "[the README](https://example.org/r/blob/HEAD/README.md#x)",
+        ),
+    ],
+)
+def test_links_that_leave_the_pages(address, module, file):
+    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / ".ci" / "site.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    api = SimpleNamespace(content_string="# API\n\n::: cocoa.attention\n")
+    files = SimpleNamespace(get_file_from_path=lambda name: api)
+    page = "[`a`](../src/cocoa/attention.py), [the README](../README.md#x), [data](data.md), ![b](../b.png)"
+    shown = hooks.on_page_markdown(page, config=SimpleNamespace(repo_url=address), files=files)
+    assert shown == f"{module}, {file}, [data](data.md), ![b](../b.png)"
 
 
 def defaults(arguments, base=None):
