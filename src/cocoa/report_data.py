@@ -1,0 +1,149 @@
+"""The evaluation data of a report, and the embeddings that evaluations of it have kept: no model is loaded for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from cocoa.bad_rows import BadRows
+from cocoa.catalogue import find_dataset, stage_rows
+from cocoa.embedding_cache import EmbeddingCache
+from cocoa.eval_inputs import distinct_inputs, with_images_readable
+from cocoa.evaluation import data_hash, read_data
+from cocoa.gallery import Gallery, Mistake, gallery, mistakes
+from cocoa.images import image_size
+from cocoa.inputs import ImageBudget, image_tokens
+from cocoa.mmeb import list_subsets
+from cocoa.mmeb_eval import EvalDataset
+from cocoa.pairs import ContentPair, Pair, Side
+from cocoa.report_scores import OTHER
+
+T = TypeVar("T")
+
+LOOKED_AT = 20
+"""Rows at the beginning of a data set from which samples are taken."""
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """A few data sets.
+
+    Attributes:
+        datasets: by meta-task.
+        embeddings: by run and data set, the (inputs, D); of runs that were scored on this very data.
+        notes: which runs have none, and why.
+    """
+
+    datasets: dict[str, list[EvalDataset]]
+    embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def galleries(self, queries: int) -> list[Gallery]:
+        """The first queries of the first data set of each meta-task, asked of every run that has embeddings of it."""
+        found = []
+        for dataset in (each[0] for each in self.datasets.values()):
+            rows = range(min(queries, len(dataset.queries)))
+            having = {run: own[dataset.name] for run, own in self.embeddings.items() if dataset.name in own}
+            if having:
+                models = {run: gallery(dataset, embeddings, rows) for run, embeddings in having.items()}
+                found.append(Gallery(dataset.name, models))
+        return found
+
+    def mistakes(self, run: str, number: int) -> dict[str, list[Mistake]]:
+        """By meta-task, what a run is most confidently wrong in; without those where it makes no mistake."""
+        own, found = self.embeddings[run], {}
+        for task, datasets in self.datasets.items():
+            there = [dataset for dataset in datasets if dataset.name in own]
+            found[task] = mistakes(there, [own[dataset.name] for dataset in there], number)
+        return {task: each for task, each in found.items() if each}
+
+    def rows(self, stage: str, number: int) -> list[ContentPair]:
+        """Rows that a reconstruction stage could rebuild, of all data sets in turn."""
+        by_dataset = [list(stage_rows(_pairs(dataset), stage)) for each in self.datasets.values() for dataset in each]
+        return sorted(_in_turn(by_dataset)[:number], key=lambda row: row.dataset)
+
+    def sides(self, images: ImageBudget, pictures: int, texts: int) -> list[Side]:
+        """Queries and targets to look at: pictures of 4 patches and more, one a data set in turn, then texts alone."""
+        by_dataset = [
+            list(dict.fromkeys(side for pair in _pairs(dataset) for side in pair.sides))
+            for each in self.datasets.values()
+            for dataset in each
+        ]
+        large = [[side for side in sides if _patches(side, images) >= 4] for sides in by_dataset]
+        plain = [[side for side in sides if side.image is None and " " in side.text.strip()] for sides in by_dataset]
+        return _in_turn(large)[:pictures] + _in_turn(plain)[:texts]
+
+
+def read_report_data(
+    data: Path,
+    image_root: Path | None,
+    split: str,
+    prompt_style: str,
+    most: int,
+    evaluations: Mapping[str, tuple[Path, dict[str, Any]]],
+) -> ReportData:
+    """Read a few data sets of each meta-task, and the embeddings of their inputs.
+
+    Args:
+        data: folder in MMEB-eval's layout, or a file of pairs.
+        image_root: what image paths are relative to; see `evaluate`.
+        split: which files of each data set.
+        prompt_style: how the evaluations read it.
+        most: data sets of a meta-task.
+        evaluations: by run, its folder and summary.
+
+    Raises:
+        CocoaError: the data cannot be read.
+    """
+    scored = dict.fromkeys(name for _, summary in evaluations.values() for name in summary["datasets"])
+    names = list(scored) or ([data.stem] if data.is_file() else list_subsets(data))
+    tasks: dict[str, list[str]] = {}
+    for name in names:
+        entry = find_dataset(name)
+        tasks.setdefault(entry.meta_task if entry else OTHER, []).append(name)
+    wanted = [name for own in tasks.values() for name in own[:most]]
+    bad = BadRows("skip")  # as an evaluation may have; whether it did, the hash tells
+    found = read_data(data, "all" if data.is_file() else wanted, split, image_root, bad, prompt_style)
+    found, digests = with_images_readable(found, bad)
+    found, inputs = distinct_inputs(found, digests)
+    result = ReportData({})
+    for dataset in found:
+        entry = find_dataset(dataset.name)
+        result.datasets.setdefault(entry.meta_task if entry else OTHER, []).append(dataset)
+    for run, (folder, summary) in evaluations.items():
+        cache = EmbeddingCache(folder / summary.get("embeddings", "embeddings/none"))
+        cache.read()
+        hashes = summary.get("data_hash", {})
+        own: dict[str, Tensor] = {}
+        for dataset, places in zip(found, inputs.places, strict=True):
+            keys = [inputs.keys[place] for place in places.tolist()]
+            if hashes.get(dataset.name) == data_hash(dataset, keys) and cache.rows.keys() >= set(keys):
+                own[dataset.name] = torch.stack([cache.rows[key] for key in keys])
+        if own:
+            result.embeddings[run] = own
+        else:
+            result.notes.append(f"{run}: no embeddings of the data in {data} are kept in {folder}")
+    return result
+
+
+def _pairs(dataset: EvalDataset) -> list[Pair]:
+    """The first queries of a data set with their right candidates."""
+    sides = dataset.inputs
+    rows = zip(dataset.queries[:LOOKED_AT].tolist(), dataset.candidates[:LOOKED_AT], strict=True)
+    return [Pair(sides[query], sides[ids[0]], (), dataset.name, row) for row, (query, ids) in enumerate(rows)]
+
+
+def _in_turn(lists: Sequence[Sequence[T]]) -> list[T]:
+    """The first of each list, then the second of each, and so on."""
+    return [item for row in zip_longest(*lists, fillvalue=None) for item in row if item is not None]
+
+
+def _patches(side: Side, images: ImageBudget) -> int:
+    """Merged tokens of a side's picture; 0 without one."""
+    return 0 if side.image is None else image_tokens(image_size(side.image), images)
