@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
+from statistics import mean
 from typing import Any, TypeVar
 
 import torch
@@ -22,12 +23,14 @@ from cocoa.inputs import ImageBudget, image_tokens
 from cocoa.mmeb import list_subsets
 from cocoa.mmeb_eval import EvalDataset
 from cocoa.pairs import ContentPair, Pair, Side
-from cocoa.report_scores import OTHER
+from cocoa.report_scores import TASKS, meta_task
 
 T = TypeVar("T")
 
 LOOKED_AT = 20
 """Rows at the beginning of a data set from which samples are taken."""
+SPREAD = 4
+"""Data sets whose rows are rebuilt."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,13 @@ class ReportData:
     notes: list[str] = field(default_factory=list)
 
     def galleries(self, queries: int) -> list[Gallery]:
-        """The first queries of the first data set of each meta-task, asked of every run that has embeddings of it."""
+        """The first queries of a data set of each meta-task, asked of every run that has embeddings of it.
+
+        It is the first one in which pictures are looked for, or else the first.
+        """
         found = []
-        for dataset in (each[0] for each in self.datasets.values()):
+        for datasets in self.datasets.values():
+            dataset = next((each for each in datasets if _finds_pictures(each)), datasets[0])
             rows = range(min(queries, len(dataset.queries)))
             having = {run: own[dataset.name] for run, own in self.embeddings.items() if dataset.name in own}
             if having:
@@ -64,9 +71,10 @@ class ReportData:
         return {task: each for task, each in found.items() if each}
 
     def rows(self, stage: str, number: int) -> list[ContentPair]:
-        """Rows that a reconstruction stage could rebuild, of all data sets in turn."""
-        by_dataset = [list(stage_rows(_pairs(dataset), stage)) for each in self.datasets.values() for dataset in each]
-        return sorted(_in_turn(by_dataset)[:number], key=lambda row: row.dataset)
+        """Rows that a reconstruction stage could rebuild, of the data sets with the longest texts in turn."""
+        every = [list(stage_rows(_pairs(dataset), stage)) for each in self.datasets.values() for dataset in each]
+        longest = sorted((rows for rows in every if rows), key=lambda rows: -mean(len(row.text) for row in rows))
+        return sorted(_in_turn(longest[:SPREAD])[:number], key=lambda row: row.dataset)
 
     def sides(self, images: ImageBudget, pictures: int, texts: int) -> list[Side]:
         """Queries and targets to look at: pictures of 4 patches and more, one a data set in turn, then texts alone."""
@@ -104,18 +112,18 @@ def read_report_data(
     scored = dict.fromkeys(name for _, summary in evaluations.values() for name in summary["datasets"])
     names = list(scored) or ([data.stem] if data.is_file() else list_subsets(data))
     tasks: dict[str, list[str]] = {}
-    for name in names:
-        entry = find_dataset(name)
-        tasks.setdefault(entry.meta_task if entry else OTHER, []).append(name)
+    for name in sorted(names, key=_rebuilt_first):
+        tasks.setdefault(meta_task(name), []).append(name)
     wanted = [name for own in tasks.values() for name in own[:most]]
     bad = BadRows("skip")  # as an evaluation may have; whether it did, the hash tells
     found = read_data(data, "all" if data.is_file() else wanted, split, image_root, bad, prompt_style)
     found, digests = with_images_readable(found, bad)
     found, inputs = distinct_inputs(found, digests)
     result = ReportData({})
-    for dataset in found:
-        entry = find_dataset(dataset.name)
-        result.datasets.setdefault(entry.meta_task if entry else OTHER, []).append(dataset)
+    for dataset in sorted(
+        found, key=lambda dataset: (TASKS.index(meta_task(dataset.name)), _rebuilt_first(dataset.name))
+    ):
+        result.datasets.setdefault(meta_task(dataset.name), []).append(dataset)
     for run, (folder, summary) in evaluations.items():
         cache = EmbeddingCache(folder / summary.get("embeddings", "embeddings/none"))
         cache.read()
@@ -130,6 +138,16 @@ def read_report_data(
         else:
             result.notes.append(f"{run}: no embeddings of the data in {data} are kept in {folder}")
     return result
+
+
+def _rebuilt_first(name: str) -> tuple[bool, bool]:
+    """Puts data sets first that are in distribution, and of those the ones that feed the EOS-bridge."""
+    entry = find_dataset(name)
+    return (entry.ood, entry.eos_bridge == "off") if entry else (False, False)
+
+
+def _finds_pictures(dataset: EvalDataset) -> bool:
+    return dataset.inputs[dataset.candidates[0][0]].image is not None
 
 
 def _pairs(dataset: EvalDataset) -> list[Pair]:

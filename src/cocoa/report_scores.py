@@ -20,6 +20,8 @@ from cocoa.scores import published
 
 OTHER = "other data sets"
 """Where data sets stand that are in no table."""
+TASKS = (*GROUPS, OTHER)
+"""In this order meta-tasks stand on the page."""
 
 
 class Estimate(NamedTuple):
@@ -103,20 +105,25 @@ def score_table(
     by_task: dict[str, dict[str, list[Estimate]]] = {}
     entries = {name: find_dataset(name) for name in found.datasets}
     for name, row in zip(found.datasets, cells[len(found.members) :], strict=True):
-        entry = entries[name]
-        by_task.setdefault(entry.meta_task if entry else OTHER, {})[name] = row
+        by_task.setdefault(meta_task(name), {})[name] = row
     other = [run.name for run in found.runs].index(rivals[1]) if rivals else 0
     known = {entry.name for entry in entries.values() if entry is not None}
     return ScoreTable(
         models=names,
         groups=dict(zip(found.members, cells, strict=False)),
-        datasets=dict(sorted(by_task.items(), key=lambda item: (*GROUPS, OTHER).index(item[0]))),
+        datasets=dict(sorted(by_task.items(), key=lambda item: TASKS.index(item[0]))),
         ood=frozenset(name for name, entry in entries.items() if entry is not None and entry.ood),
         rivals=rivals,
         gains={group: row[other] for group, row in found.averages.items()} if rivals else {},
         published=_published() if known & datasets().keys() else (),
         notes=found.notes,
     )
+
+
+def meta_task(name: str) -> str:
+    """The meta-task of a data set."""
+    entry = find_dataset(name)
+    return entry.meta_task if entry else OTHER
 
 
 def estimates(run: Run, rows: Sequence[Sequence[str]], resamples: int, seed: int) -> list[Estimate]:
