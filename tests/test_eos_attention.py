@@ -69,12 +69,12 @@ def test_shares_are_of_the_whole_and_words_are_the_text_s(backbone, pictures):
     layers = backbone.model.config.text_config.num_hidden_layers
     assert (middle.layer, last.layer) == ((layers + 1) // 2, layers)
     for one in (middle, last):
-        assert set(one.shares) == {"picture", "text", "EOS itself", "markers"}
+        assert set(one.shares) == {"picture", "text", "itself", "markers"}
         assert sum(one.shares.values()) == pytest.approx(1, abs=1e-5)
         assert "".join(word for word, _ in one.words) == side.prompt()
         assert one.picture.size == (84, 112)  # 3 x 4 tokens
     (alone, _) = attention_maps(backbone, Side(text="a red cup"))
-    assert alone.picture is None and set(alone.shares) == {"text", "EOS itself"}
+    assert alone.picture is None and set(alone.shares) == {"text", "itself"}
     (wordless, _) = attention_maps(backbone, Side(image=pictures[0]))
     assert wordless.words == () and "text" not in wordless.shares
 

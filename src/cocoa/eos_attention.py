@@ -82,10 +82,10 @@ def attention_maps(backbone: Backbone, side: Side) -> list[AttentionMap]:
     ids = encoded["input_ids"]  # (T,)
     weights = ending_attention(backbone, encoded)  # (L, T)
     place = torch.arange(len(ids))
-    of = {"picture": ids == backbone.model.config.image_token_id, "EOS itself": place >= len(ids) - backbone.ending}
-    start = int(of["picture"].nonzero().max()) + 2 if of["picture"].any() else 0  # behind the marker of its end
-    of["text"] = (place >= start) & ~of["EOS itself"]
-    of["markers"] = ~(of["picture"] | of["EOS itself"] | of["text"])
+    picture, itself = ids == backbone.model.config.image_token_id, place >= len(ids) - backbone.ending
+    start = int(picture.nonzero().max()) + 2 if picture.any() else 0  # behind the marker of its end
+    of = {"picture": picture, "text": (place >= start) & ~itself, "itself": itself}
+    of["markers"] = (place < start) & ~picture
     seen, words = picture_of(encoded, backbone), _words(ids[of["text"]].tolist(), backbone)
     maps = []
     for layer in ((len(weights) + 1) // 2, len(weights)):

@@ -77,15 +77,17 @@ class ReportData:
         return sorted(_in_turn(longest[:SPREAD])[:number], key=lambda row: row.dataset)
 
     def sides(self, images: ImageBudget, pictures: int, texts: int) -> list[Side]:
-        """Queries and targets to look at: pictures of 4 patches and more, one a data set in turn, then texts alone."""
+        """Inputs to look at: pictures of 4 patches and more, of every meta-task in turn; then long texts alone."""
         by_dataset = [
             list(dict.fromkeys(side for pair in _pairs(dataset) for side in pair.sides))
-            for each in self.datasets.values()
-            for dataset in each
+            for dataset in _in_turn(list(self.datasets.values()))
         ]
-        large = [[side for side in sides if _patches(side, images) >= 4] for sides in by_dataset]
-        plain = [[side for side in sides if side.image is None and " " in side.text.strip()] for sides in by_dataset]
-        return _in_turn(large)[:pictures] + _in_turn(plain)[:texts]
+        large = _in_turn([[side for side in sides if _patches(side, images) >= 4] for sides in by_dataset])
+        plain = [
+            max((s for s in sides if s.image is None), key=lambda s: len(s.text), default=None) for sides in by_dataset
+        ]
+        longest = sorted((side for side in plain if side is not None), key=lambda side: -len(side.text))
+        return large[:pictures] + list(dict.fromkeys(longest))[:texts]
 
 
 def read_report_data(

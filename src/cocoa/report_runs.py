@@ -236,7 +236,7 @@ def _attended(report: Report, sources: Sequence[Source], data: ReportData, missi
     models = {"before training": before} if before else {}
     for source in trained:
         for number, folder in enumerate(source.stages, 1):
-            models[f"{source.run.name}: {number}. {read_record(folder)['stage']}"] = folder
+            models[f"{source.run.name} {number}: {read_record(folder)['stage']}"] = folder
     if before is None:
         what = "where EOS looks before training"
         missing.append(Missing(what, f"the backbone {name} is not on this machine", f"hf download {name}"))
