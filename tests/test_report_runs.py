@@ -67,7 +67,9 @@ def test_an_evaluation_is_joined_with_the_run_whose_checkpoint_it_is_of(tmp_path
         assert found.keys() == {"mini-qwen2-vl", "run"}
         assert found["run"].evaluation == own and len(found["run"].stages) == 3
         assert found["mini-qwen2-vl"].stages == [] and found["run"].run.hits["GQA"] == 25
-    shutil.move(own, run / "scores")
+    shutil.copytree(own, run / "scores")
+    assert [source.run.name for source in read_sources([run, run / "scores"])] == ["run"]
+    assert [source.evaluation for source in read_sources([own, run])] == [own]
     (beside,) = read_sources([run])
     assert beside.evaluation == run / "scores" and beside.run.hits["GQA"] == 25
 

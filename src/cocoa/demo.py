@@ -101,11 +101,8 @@ def run(output: Path, backbone: str = EMBEDDED[0], seed: int = 42, say: Callable
     demo.seconds["scores"] = time.perf_counter() - started
     say("5/5 report: curves, rebuilt pictures and captions, where EOS looks, what was found (report.html)")
     started = time.perf_counter()
-    runs = [
-        output / "scores" / "backbone",
-        *(recipe.output_dir for recipe in (recipes["contrastive"], recipes["cocoa"])),
-    ]
-    page = report_of([*runs, *(output / "scores" / name for name in RIVALS)], rivals=RIVALS)
+    runs = [recipe.output_dir for recipe in (recipes["contrastive"], recipes["cocoa"])]
+    page = report_of([*(output / "scores" / name for name in MODELS), *runs], rivals=RIVALS)
     demo.seconds["report"] = time.perf_counter() - started
     demo.seconds["total"] = time.perf_counter() - clock
     title = f"{backbone}: CoCoA, its rival, and the untouched backbone"

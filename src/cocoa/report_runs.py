@@ -1,7 +1,7 @@
 """`cocoa report`: what finished runs left in their folders, put on one page; what is missing is named with its remedy.
 
 A run is the `output_dir` of `cocoa train`, with its scores in `scores` there, or an output folder of `cocoa evaluate`.
-An evaluation of a run's last checkpoint that is named beside the run is that run's.
+An evaluation of a run's last checkpoint that is named beside the run is that run's, before any in its folder.
 """
 
 from __future__ import annotations
@@ -115,13 +115,12 @@ def read_sources(folders: Sequence[Path]) -> list[Source]:
     joined: list[Source] = []
     taken: list[Source] = []
     for source in sources:
-        if source.stages and source.evaluation is None:
-            made = training_part(read_record(source.stages[-1]))
-            for other in (other for other in sources if not other.stages and other.summary.get("recipe") == made):
-                own = replace(source.run, hits=other.run.hits, hashes=other.run.hashes, ranks=other.run.ranks)
-                source = replace(source, run=own, evaluation=other.evaluation, summary=other.summary)
-                taken.append(other)
-                break
+        made = training_part(read_record(source.stages[-1])) if source.stages else None
+        others = [one for one in sources if made and not one.stages and one.summary.get("recipe") == made]
+        for other in others[-1:]:
+            own = replace(source.run, hits=other.run.hits, hashes=other.run.hashes, ranks=other.run.ranks)
+            source = replace(source, run=own, evaluation=other.evaluation, summary=other.summary)
+        taken += others[-1:]
         joined.append(source)
     there = [source for source in joined if not any(source is other for other in taken)]
     named = named_apart([source.run for source in there])
