@@ -132,6 +132,19 @@ def test_large_checkpoints_are_loaded_on_a_cpu_only_where_asked(tmp_path, monkey
         )
 
 
+def test_the_command_writes_what_there_is_and_says_what_is_not(tmp_path):
+    page = tmp_path / "new" / "page.html"
+    folder = evaluation(tmp_path / "a", {"mine": [HIT, MISS]})
+    done = CliRunner().invoke(app, ["report", str(folder), "--output", str(page)])
+    assert done.exit_code == 0 and f"done: {page}" in done.output
+    assert "there is no evaluation data (cocoa report ... --data MMEB_EVAL)" in done.output
+    root = Page(page.read_text(encoding="utf-8")).root
+    assert [section.attributes["id"] for section in root.all("section")] == ["scores", "missing"]
+    assert "a/final" in root.by_id("scores").text and "50.0" in root.by_id("scores").text
+    with pytest.raises(CocoaError, match=r"nowhere: neither summary\.json nor final/cocoa\.json"):
+        report_of([tmp_path / "nowhere"])
+
+
 # ------------------------------------------------------------------------------------------------ a real small run
 
 

@@ -209,7 +209,7 @@ def _rebuilt(report: Report, sources: Sequence[Source], data: ReportData, missin
         ("rebuilt captions", report.texts, eos_bridge.NAME),
     ):
         if not there:
-            why = f"no run has a checkpoint of a {stage} stage, or the data has nothing for it to rebuild"
+            why = f"no run has a checkpoint of the stage {stage}, or the data has nothing for it to rebuild"
             missing.append(Missing(what, why, "cocoa train recipes/cocoa-mini.yaml"))
     return report
 
