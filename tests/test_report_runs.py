@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from test_compare import A, evaluation, record, trained
+from test_compare import HIT, MISS, A, evaluation, record, trained
 from test_report import Page
 from typer.testing import CliRunner
 
