@@ -197,6 +197,10 @@ def test_other_data_has_no_embeddings_and_a_run_says_so(world, tmp_path):
     report = report_of([world / "run"], data=tmp_path / "scenes" / "MMEB-eval", checkpoints=False)
     assert not report.galleries and not report.mistakes
     assert any("no embeddings of the data" in why for why, _ in missing(report).values())
+    for name in ("SceneQuestions", "Scenes_i2t", "SceneChanges"):
+        shutil.rmtree(tmp_path / "scenes" / "MMEB-eval" / name)
+    report = report_of([world / "run"], data=tmp_path / "scenes" / "MMEB-eval")
+    assert report.attention and report.texts and not report.galleries  # of data sets that were not scored
 
 
 @pytest.mark.slow

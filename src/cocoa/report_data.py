@@ -98,7 +98,7 @@ def read_report_data(
     most: int,
     evaluations: Mapping[str, tuple[Path, dict[str, Any]]],
 ) -> ReportData:
-    """Read a few data sets of each meta-task, and the embeddings of their inputs.
+    """Read a few data sets of each meta-task, of those that were scored if any of them is there, and their embeddings.
 
     Args:
         data: folder in MMEB-eval's layout, or a file of pairs.
@@ -112,7 +112,8 @@ def read_report_data(
         CocoaError: the data cannot be read.
     """
     scored = dict.fromkeys(name for _, summary in evaluations.values() for name in summary["datasets"])
-    names = list(scored) or ([data.stem] if data.is_file() else list_subsets(data))
+    there = [data.stem] if data.is_file() else list_subsets(data)
+    names = [name for name in there if _called(name) in scored] or there
     tasks: dict[str, list[str]] = {}
     for name in sorted(names, key=_rebuilt_first):
         tasks.setdefault(meta_task(name), []).append(name)
@@ -140,6 +141,12 @@ def read_report_data(
         else:
             result.notes.append(f"{run}: no embeddings of the data in {data} are kept in {folder}")
     return result
+
+
+def _called(name: str) -> str:
+    """A data set's name as it is scored, by that of its folder."""
+    entry = find_dataset(name)
+    return entry.name if entry else name
 
 
 def _rebuilt_first(name: str) -> tuple[bool, bool]:
