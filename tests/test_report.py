@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,16 +13,19 @@ import pytest
 import torch
 from PIL import Image
 
+from cocoa.compare import Score
+from cocoa.eos_attention import AttentionMap, EosAttention
 from cocoa.errors import CocoaError
-from cocoa.gallery import Gallery, gallery
+from cocoa.gallery import Gallery, gallery, mistakes
 from cocoa.metrics import rank
 from cocoa.mmeb_eval import EvalDataset
 from cocoa.pairs import Side
 from cocoa.rebuild import RebuiltImage, RebuiltText, Word
-from cocoa.report import GROUPS, TINY, Report, score_rows, shown, to_html, write_report
+from cocoa.report import TINY, Missing, Report, shown, to_html, write_report
 from cocoa.report_curves import HEIGHT, WIDTH, axis_ticks, log_ticks, stage_charts
+from cocoa.report_scores import Estimate, Published, ScoreTable
 
-VOID = {"meta", "img", "line", "polyline", "circle", "br"}
+VOID = {"meta", "img", "line", "polyline", "circle", "rect", "path", "br"}
 
 
 class Element:
@@ -156,6 +160,24 @@ def test_a_gallery_takes_the_rows_it_is_asked_for_and_no_more_than_the_top():
         gallery(dataset, embeddings, [1])
 
 
+def test_the_most_confidently_wrong_come_first_and_each_query_once():
+    angles = torch.tensor([0.0, 0.5, 0.1, 0.0, 0.9, 0.1, 0.2, 0.3, 0.25, 0.1])  # three queries and their candidates
+    embeddings = torch.stack([angles.cos(), angles.sin()], 1)
+    sides = [Side(text=str(number)) for number in range(len(angles))]
+    candidates = [np.array([1, 2]), np.array([4, 5]), np.array([7, 8])]  # wrong by some, by much, by little
+    dataset = EvalDataset("toy", sides, np.array([0, 3, 6]), candidates)
+    right = replace(dataset, queries=np.array([6]), candidates=[np.array([8, 9])])
+    found = mistakes([right, dataset, dataset], [embeddings] * 3, 4)
+    assert [one.found.query.text for one in found] == ["3", "0", "6"]
+    margins = [np.cos(0.1) - np.cos(0.9), np.cos(0.1) - np.cos(0.5), np.cos(0.05) - np.cos(0.1)]
+    assert [one.margin for one in found[:2]] == pytest.approx(margins[:2])
+    assert [(one.found.nearest[0].side.text, one.found.answer.side.text) for one in found[:2]] == [
+        ("5", "4"),
+        ("2", "1"),
+    ]
+    assert len(mistakes([dataset], [embeddings], 1)) == 1 and not mistakes([right], [embeddings], 4)
+
+
 # --------------------------------------------------------------------------------------------------- curves
 
 
@@ -226,32 +248,62 @@ def test_a_folder_without_a_log_is_named(runs, tmp_path):
 # ----------------------------------------------------------------------------------------------------- page
 
 
-def models():
-    scores = {group: float(number) for number, group in enumerate(GROUPS)}
-    other = {group: score + (1.26 if number % 2 else -2) for number, (group, score) in enumerate(scores.items())}
-    return {"backbone": {"VQA": 1.0}, "contrastive": {**scores, "VQA": 1.04}, "cocoa": {**other, "VQA": 0.96}}
+def table(models=("backbone", "contrastive", "cocoa"), rivals=("contrastive", "cocoa")):
+    """Three models; the second and third are equally good at VQA as it is shown."""
+    groups = {
+        "VQA": [Estimate(0.96), Estimate(1.04, 0.5, 1.5), Estimate(1.0, 0.4, 1.6)],
+        "Retrieval": [Estimate(1.0), Estimate(2.0, 1.0, 3.0), Estimate(0.04, 0.0, 0.9)],
+    }
+    gains = {"VQA": Score(1.0, -0.04, -0.6, 0.5), "Retrieval": Score(0.04, -1.96, -2.5, -1.0)}
+    datasets = {"VQA": {"GQA": groups["VQA"]}, "Retrieval": {"mine": groups["Retrieval"]}}
+    return ScoreTable(list(models), groups, datasets, frozenset({"GQA"}), rivals, gains)
 
 
-def test_the_table_shows_every_score_the_best_of_each_row_and_the_difference(runs):
-    rows = page(Report("title", models())).by_id("scores").all("table")[0].all("tr")
+def test_the_table_shows_every_score_its_interval_the_best_of_each_row_and_the_difference():
+    rows = page(Report("title", table())).by_id("scores").all("table")[0].all("tr")
     assert [cell.text for cell in rows[0].all("th")] == ["", "backbone", "contrastive", "cocoa", "gain"]
     cells = {row.all("td")[0].text: [cell.text for cell in row.all("td")[1:]] for row in rows[1:]}
-    assert list(cells) == list(GROUPS)
-    assert cells["Retrieval"] == ["–", "2.0", "0.0", "-2.0"]
-    assert cells["Grounding"] == ["–", "3.0", "4.3", "+1.3"]
-    best = {row.all("td")[0].text: [cell.text for cell in row.all("td", "best")] for row in rows[1:]}
-    assert best["Retrieval"] == ["2.0"] and best["Grounding"] == ["4.3"]
-    assert best["VQA"] == ["1.0", "1.0", "1.0"], "what is equal as shown is equally good"
+    assert cells == {
+        "VQA": ["1.0", "1.00.5–1.5", "1.00.4–1.6", "-0.0-0.6 to +0.5"],
+        "Retrieval": ["1.0", "2.01.0–3.0", "0.00.0–0.9", "-2.0-2.5 to -1.0"],
+    }
+    best = {row.all("td")[0].text: [cell.children[0] for cell in row.all("td", "best")] for row in rows[1:]}
+    assert best == {"VQA": ["1.0", "1.0", "1.0"], "Retrieval": ["2.0"]}, "equal as shown is equally good"
+
+
+def test_bars_and_their_whiskers_are_as_long_as_the_scores_say():
+    section = page(Report("title", table())).by_id("scores")
+    drawn = section.all("svg", "bar")
+    assert [bar.all("rect")[1].attributes["width"] for bar in drawn] == ["0.96", "1.04", "1.00", "1.00", "2.00", "0.04"]
+    whiskers = [[path.attributes["d"] for path in bar.all("path")] for bar in drawn]
+    assert whiskers[:2] == [[], ["M0.50 5H1.50M0.50 2V8M1.50 2V8"]]
+    assert [bar.all("rect")[1].classes for bar in drawn[:3]] == [["run-1"], ["run-2"], ["run-3"]]
+    assert [heading.text for heading in section.all("h5")] == ["GQA OOD", "mine"]
+
+
+def test_published_numbers_are_marked_as_such_and_stand_beside_whole_averages():
+    published = [Published("CoCoA 2B", {"VQA": 57.4, "Retrieval": 69.6})]
+    whole = table()
+    part = replace(whole, groups={"VQA (2 of 10 sets)": whole.groups["VQA"]}, gains={}, published=published)
+    for found, marks in ((replace(whole, published=published), 6), (part, 0)):
+        card = page(Report("t", found)).by_id("scores").all(name="published")[0]
+        assert len(card.all("g", "mark")) == marks
+        assert [cell.text for cell in card.all("td")] == ["CoCoA 2B", "57.4", "69.6"]
+        assert "Published, as printed in table 1 of arXiv 2603.01471" in card.text
+        assert ("averages over a part" in card.text) == (not marks)
+    assert not page(Report("t", whole)).by_id("scores").all(name="published")
 
 
 def test_one_model_has_no_rival():
-    assert [(row.best, row.gain) for row in score_rows({"final": {"Overall": 3.0}})] == [(None, None)]
-    assert "gain" not in [cell.text for cell in page(Report("t", {"final": {"Overall": 3.0}})).all("th")]
+    alone = ScoreTable(["final"], {"All": [Estimate(3.0)]}, {})
+    assert alone.best("All") is None
+    assert "gain" not in [cell.text for cell in page(Report("t", alone)).all("th")]
 
 
 def test_what_was_equal_and_what_not_and_the_seconds_are_said():
-    report = Report("t", models(), {"scenes": 8.26, "cocoa": 245.2}, ["same pairs"], ["more steps", "more time"])
-    section = page(report).by_id("scores")
+    seconds = {"scenes": 8.26, "cocoa": 245.2}
+    report = Report("t", seconds=seconds, equal=["same pairs"], unequal=["more steps", "more time"])
+    section = page(report).by_id("training")
     lists = [[item.text for item in one.all("li")] for one in section.all("ul")]
     assert lists == [["same pairs"], ["more steps", "more time"]]
     tiles = [card.text for tile in section.all(name="tiles") for card in tile.all(name="card")]
@@ -335,9 +387,59 @@ def test_both_models_stand_side_by_side_with_the_right_answer_marked(pictures_as
         assert [item.all("span")[0].text for item in one.all("li")] == [f"candidate {i}" for i in (1, 0, 2, 3, 4)]
 
 
+def looks(side=None, words=((" red", 0.5), (" cup", 6.0))):
+    """Before and after, in two layers: of a picture, or of a text alone."""
+    shares = {"picture": 0.25, "text": 0.75}
+    drawn = None if side is None or side.image is None else picture("orange")
+    maps = [AttentionMap(layer, shares, drawn, tuple(words)) for layer in (3, 6)]
+    return EosAttention(side or Side(text="red cup"), {"before": maps, "after": maps})
+
+
+def test_where_eos_looks_is_drawn_over_the_picture_or_the_words():
+    shown_as = page(Report("t", attention=[looks(Side(image=picture("red"))), looks()])).by_id("attention")
+    first, second = shown_as.all(name="card")
+    assert len(first.all("img")) == 5 and not first.all(name="weighed")
+    assert first.all("figcaption")[1].text == "layer 6picture 25 %text 75 %"
+    assert [heading.text for heading in first.all("h5")] == ["before", "after"]
+    weights = [word.attributes["style"] for word in second.all(name="weighed")[0].all("span")]
+    assert weights == ["--a: 17%", "--a: 100%"] and not second.all("img")
+
+
+def test_failures_show_what_was_found_and_what_was_right():
+    dataset, embeddings = planted([0.5, 0.9, 0.1])
+    found = {"VQA": mistakes([dataset], [embeddings], 4)}
+    section = page(Report("t", mistakes=found, mistakes_of="cocoa")).by_id("mistakes")
+    wrong, right = section.all(name="two")[0].all("div")
+    assert wrong.text == "candidate 1✗ found, cosine 0.90" and wrong.classes == ["found"]
+    assert right.text == "candidate 0✓ right answer, place 2, cosine 0.50"
+    assert "by cocoa" in section.text and section.all("h5")[0].text == "toy wrong by 0.40"
+
+
+def test_what_is_missing_stands_with_its_remedy():
+    section = page(Report("t", missing=[Missing("scores", "not scored", "cocoa evaluate X")])).by_id("missing")
+    assert section.all("li")[0].text == "scores: not scored. cocoa evaluate X"
+
+
 def full(runs):
     image = RebuiltImage("toy/0", "text", *[picture("red")] * 3, 0.25, 0.5)
-    return Report("t", models(), {"a": 1.0}, ["e"], ["u"], runs, [image], [text()], [text()], [galleries(True)], ["n"])
+    dataset, embeddings = planted([0.5, 0.9, 0.1])
+    return Report(
+        "t",
+        table(),
+        {"a": 1.0},
+        ["e"],
+        ["u"],
+        runs,
+        images=[image],
+        texts=[text()],
+        texts_elsewhere=[text()],
+        attention=[looks(Side("Find:", "it", picture("red"))), looks()],
+        galleries=[galleries(True)],
+        mistakes={"VQA": mistakes([dataset], [embeddings], 4)},
+        mistakes_of="cocoa",
+        notes=["n"],
+        missing=[Missing("x", "y", "z")],
+    )
 
 
 def test_the_page_stands_alone_and_says_where_each_part_is_explained(runs, tmp_path):
@@ -348,16 +450,16 @@ def test_the_page_stands_alone_and_says_where_each_part_is_explained(runs, tmp_p
     assert "prefers-color-scheme: dark" in written and 'name="viewport"' in written
     root = Page(written).root
     sections = root.all("section")
-    assert [section.attributes["id"] for section in sections] == ["scores", "curves", "images", "texts", "galleries"]
+    order = ["scores", "training", "curves", "images", "texts", "attention", "galleries", "mistakes", "missing"]
+    assert [section.attributes["id"] for section in sections] == order
     assert [link.attributes["href"][1:] for link in root.all("nav")[0].all("a")] == [
         s.attributes["id"] for s in sections
     ]
-    method = (Path(__file__).parents[1] / "docs" / "method.md").read_text(encoding="utf-8")
-    headings = {line.lstrip("# ") for line in method.splitlines() if line.startswith("#")}
     for section in sections:
         (pointer,) = section.all("span", "doc")
-        assert "docs/method.md" in pointer.text
-        assert re.search("“(.*)”", pointer.text)[1] in headings
+        name, heading = re.search("docs/(.*).md, “(.*)”", pointer.text).groups()
+        lines = (Path(__file__).parents[1] / "docs" / f"{name}.md").read_text(encoding="utf-8").splitlines()
+        assert heading in {line.lstrip("# ") for line in lines if line.startswith("#")}
     with pytest.raises(CocoaError, match=r"report\.html.*cannot be written"):
         write_report(path / "below", full(runs))
 
@@ -376,17 +478,22 @@ def test_text_from_the_data_is_inert(runs):
     image = RebuiltImage(evil, evil, *[picture("red")] * 3, 0.0, 0.0)
     report = Report(
         evil,
-        {evil: {"VQA": 1.0}},
+        replace(table((evil, "b", "c"), (evil, evil)), datasets={"VQA": {evil: [Estimate(1.0)]}}),
         {evil: 1.0},
         [evil],
         [evil],
         {evil: runs["cocoa"]},
-        [image],
-        [rebuilt],
-        [],
-        [found],
-        [evil],
+        images=[image],
+        images_of=evil,
+        texts=[rebuilt],
+        texts_of=evil,
+        attention=[replace(looks(Side(evil, evil), [(evil, 1.0)]), models={evil: looks().models["before"]})],
+        galleries=[found],
+        mistakes={"VQA": mistakes([dataset], [embeddings], 1)},
+        mistakes_of=evil,
+        notes=[evil],
+        missing=[Missing(evil, evil, evil)],
     )
     written = to_html(report)
     assert not re.search(r"<script|\x1b|1235234", written.replace(evil[-5:], ""))
-    assert written.count("&lt;script&gt;") > 12
+    assert written.count("&lt;script&gt;") > 25

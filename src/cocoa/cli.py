@@ -150,6 +150,32 @@ def compare(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="output_dir of train, or --output of evaluate.")],
+    *,
+    output: Annotated[Path, typer.Option(metavar="FILE.html", help="The page.")],
+    data: Annotated[Path | None, typer.Option(help="Evaluation data; else where the scores say it was.")] = None,
+    image_root: Annotated[Path | None, typer.Option(help="What its image paths are relative to.")] = None,
+    datasets: Annotated[int, typer.Option(min=1, help="Data sets of a meta-task that are looked into.")] = 3,
+    checkpoints: Annotated[
+        bool | None,
+        typer.Option(
+            "--checkpoints/--no-checkpoints", help="Load them, to rebuild and look; else if small, or on a GPU."
+        ),
+    ] = None,
+) -> None:
+    """One page on runs: scores, curves, what was rebuilt, where EOS looks, what is found and what is not."""
+    from cocoa.report import write_report
+    from cocoa.report_runs import report_of
+
+    found = report_of(runs, data, image_root, datasets, checkpoints)
+    write_report(output, found)
+    for missing in found.missing:
+        console.print(escape(f"without {missing.what}: {missing.why} ({missing.remedy})"), soft_wrap=True)
+    console.print(f"done: [bold]{escape(str(output))}[/bold]", soft_wrap=True)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/demo"),
     backbone: Annotated[str, typer.Option(help="mini-qwen2-vl or mini-qwen2.5-vl.")] = "mini-qwen2-vl",

@@ -111,7 +111,11 @@ def compare(folders: Sequence[Path], resamples: int = 10_000, seed: int = 0) -> 
     Raises:
         CocoaError: a folder is neither, or its files do not fit each other; no data set can be compared.
     """
-    runs = _named_apart([read_run(folder) for folder in folders])
+    return compare_runs(named_apart([read_run(folder) for folder in folders]), resamples, seed)
+
+
+def compare_runs(runs: list[Run], resamples: int = 10_000, seed: int = 0) -> Comparison:
+    """Compare runs that are read already, and named apart, with the first of them; see `compare`."""
     names, notes = _comparable(runs)
     groups = _groups(names)
     members = [*groups.values(), *([name] for name in names)]
@@ -135,7 +139,7 @@ def read_run(folder: Path) -> Run:
         CocoaError: it is neither; its files cannot be read, or are not of one checkpoint or evaluation.
     """
     if (folder / SUMMARY_NAME).is_file():
-        summary = _read_json(folder / SUMMARY_NAME)
+        summary = read_summary(folder / SUMMARY_NAME)
         return _scored(Run(short_name(summary["model"]), folder, stages_of(summary.get("recipe", {}))), folder, summary)
     final = folder / FINAL
     if not (final / RECORD_NAME).is_file():
@@ -147,14 +151,18 @@ def read_run(folder: Path) -> Run:
     run = Run(short_name(final), folder, stages_of(record))
     if not (scores / SUMMARY_NAME).is_file():
         return run
-    summary = _read_json(scores / SUMMARY_NAME)
+    summary = read_summary(scores / SUMMARY_NAME)
     if summary.get("recipe") != training_part(record):
         raise CocoaError(f"{scores}: of another checkpoint than {final}; evaluate again: cocoa evaluate {final} ...")
     return _scored(run, scores, summary)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """A summary, seen to have what is needed of it."""
+def read_summary(path: Path) -> dict[str, Any]:
+    """An evaluation's summary, seen to have what is needed of it.
+
+    Raises:
+        CocoaError: it is none.
+    """
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -175,7 +183,7 @@ def _scored(run: Run, folder: Path, summary: dict[str, Any]) -> Run:
     return replace(run, hits=hits, hashes=summary.get("data_hash", {}), ranks=ranks)
 
 
-def _named_apart(runs: list[Run]) -> list[Run]:
+def named_apart(runs: list[Run]) -> list[Run]:
     """The runs with names that differ: where they would not, with the folder, and then a number."""
     names = [run.name for run in runs]
     names = [f"{run.name} ({run.folder})" if names.count(run.name) > 1 else run.name for run in runs]

@@ -9,31 +9,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
-from torch import Tensor
-
 from cocoa.architectures import EMBEDDED
-from cocoa.catalogue import stage_rows
 from cocoa.checkpoint import versions
-from cocoa.embedding import load_embedder
 from cocoa.errors import CocoaError
-from cocoa.eval_inputs import distinct_inputs
-from cocoa.evaluation import score
+from cocoa.evaluation import evaluate
 from cocoa.files import write_json
-from cocoa.gallery import Gallery, gallery
-from cocoa.mmeb_eval import EvalDataset, read_eval
-from cocoa.pairs import Pair
 from cocoa.pipeline import stage_folders, train
-from cocoa.rebuild import rebuild_images, rebuild_texts, swapped
 from cocoa.recipe import Recipe, load_recipe
-from cocoa.report import RIVALS, Report, score_rows, write_report
+from cocoa.report import write_report
 from cocoa.report_curves import read_stage
+from cocoa.report_runs import report_of
 from cocoa.scenes.write import write_scenes
-from cocoa.scores import write_scores
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +45,8 @@ UNEQUAL = (
 )
 
 NOTE = "A miniature: it shows the mechanism on synthetic scenes and few pairs, and is no claim about MMEB."
-REBUILT = {"Scenes_i2t": 6, "Scenes_t2i": 4, "SceneQuestions": 4}
-"""Test sets whose first rows are rebuilt in the report, and how many of them."""
-PICTURES = 6
-SEARCHED = ("Scenes_t2i", "SceneChanges", "SceneQuestions", "SceneGrounding-Crowded")
+RIVALS = ("contrastive", "cocoa")
+"""The two models whose difference the report shows."""
 
 
 @dataclass
@@ -68,15 +57,11 @@ class Demo:
         models: hit@1 in percent by model (`MODELS`) and group: the four meta-tasks, IND, OOD, Overall.
         seconds: by what was done.
         folders: each model's checkpoint.
-        datasets: the test sets.
-        embeddings: by model, the (inputs, D) of each test set.
     """
 
     models: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     folders: dict[str, Path] = field(default_factory=dict)
-    datasets: list[EvalDataset] = field(default_factory=list)
-    embeddings: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 def run(output: Path, backbone: str = EMBEDDED[0], seed: int = 42, say: Callable[[str], None] = logger.info) -> Demo:
@@ -109,21 +94,20 @@ def run(output: Path, backbone: str = EMBEDDED[0], seed: int = 42, say: Callable
     demo.folders["cocoa"] = _train(recipes["cocoa"], "CoCoA: ", demo.seconds)
     say("4/5 scores: hit@1 among 200 and more candidates, many wrong in one attribute only (docs/scenes.md)")
     started = time.perf_counter()
-    demo.datasets, inputs = distinct_inputs(read_eval(output / "scenes" / "MMEB-eval"))
     for name in MODELS:
-        embedder = load_embedder(demo.folders.get(name, backbone))
-        embeddings = embedder.embed(inputs.sides, batch_size=64, progress=True)
-        demo.embeddings[name] = [embeddings[place] for place in inputs.places]
-        scores = score(demo.datasets, demo.embeddings[name])
-        found = write_scores(output / "scores" / name, scores, {"model": name})
+        model = demo.folders.get(name, backbone)
+        found = evaluate(model, output / "scenes" / "MMEB-eval", output / "scores" / name, batch_size=64)
         demo.models[name] = {_group(group): average["hit@1"] for group, average in found["averages"].items()}
     demo.seconds["scores"] = time.perf_counter() - started
-    say("5/5 report: losses, rebuilt pictures and captions, what was found (report.html)")
+    say("5/5 report: curves, rebuilt pictures and captions, where EOS looks, what was found (report.html)")
     started = time.perf_counter()
-    page = _report(demo, recipes, f"{backbone}: CoCoA, its rival, and the untouched backbone")
+    runs = [recipe.output_dir for recipe in (recipes["contrastive"], recipes["cocoa"])]
+    page = report_of([*(output / "scores" / name for name in MODELS), *runs], rivals=RIVALS)
     demo.seconds["report"] = time.perf_counter() - started
     demo.seconds["total"] = time.perf_counter() - clock
-    write_report(output / "report.html", page)
+    title = f"{backbone}: CoCoA, its rival, and the untouched backbone"
+    page = replace(page, title=title, seconds=demo.seconds, equal=EQUAL, unequal=UNEQUAL)
+    write_report(output / "report.html", replace(page, notes=[verdict(demo.models), NOTE]))
     results = {"models": demo.models, "seconds": demo.seconds, "equal": EQUAL, "unequal": UNEQUAL, "seed": seed}
     write_json(output / "results.json", results | {"backbone": backbone, "versions": versions()})
     return demo
@@ -131,7 +115,8 @@ def run(output: Path, backbone: str = EMBEDDED[0], seed: int = 42, say: Callable
 
 def verdict(models: dict[str, dict[str, float]]) -> str:
     """In a sentence whether CoCoA beat its rival, overall and by meta-task, in points of hit@1."""
-    gains = {row.group: row.gain for row in score_rows(models) if row.gain is not None}
+    rival, cocoa = (models[name] for name in RIVALS)
+    gains = {group: cocoa[group] - rival[group] for group in cocoa}
     overall = gains.pop("Overall")
     told = ", ".join(f"{group} {gain:+.1f}" for group, gain in gains.items())
     word = "wins" if overall > 0 else "does not win"
@@ -140,41 +125,6 @@ def verdict(models: dict[str, dict[str, float]]) -> str:
 
 def _group(name: str) -> str:
     return "Overall" if name == "All" else name
-
-
-def _report(demo: Demo, recipes: dict[str, Recipe], title: str) -> Report:
-    """The page: a few test rows of the sets whose content feeds a stage, rebuilt, and what was found for others."""
-    stages: dict[str, Sequence[Path]] = {name: stage_folders(recipe) for name, recipe in recipes.items()}
-    datasets = {dataset.name: dataset for dataset in demo.datasets}
-    pairs = [pair for name in REBUILT for pair in _pairs(datasets[name], REBUILT[name])]
-    pictures, texts = (stage_rows(pairs, stage.name) for stage in recipes["cocoa"].stages[:2])
-    layout = recipes["cocoa"].stages[1].options["layout"]
-    first, bridge = stages["cocoa"][:2]
-    galleries: list[Gallery] = []
-    for number, dataset in enumerate(demo.datasets):
-        if dataset.name in SEARCHED:
-            found = {name: gallery(dataset, demo.embeddings[name][number], range(2)) for name in RIVALS}
-            galleries.append(Gallery(dataset.name, found))
-    return Report(
-        title=title,
-        models=demo.models,
-        seconds=demo.seconds,
-        equal=list(EQUAL),
-        unequal=list(UNEQUAL),
-        runs=stages,
-        images=rebuild_images(first, pictures[:PICTURES]),
-        texts=rebuild_texts(bridge, texts, layout),
-        texts_elsewhere=rebuild_texts(bridge, swapped(texts), layout),
-        galleries=galleries,
-        notes=[verdict(demo.models), NOTE],
-    )
-
-
-def _pairs(dataset: EvalDataset, number: int) -> list[Pair]:
-    """The first queries of a test set with their right candidates."""
-    sides = dataset.inputs
-    rows = zip(dataset.queries[:number].tolist(), dataset.candidates[:number], strict=True)
-    return [Pair(sides[query], sides[ids[0]], (), dataset.name, row) for row, (query, ids) in enumerate(rows)]
 
 
 def write_recipes(output: Path, backbone: str, seed: int) -> dict[str, Recipe]:

@@ -75,13 +75,7 @@ def evaluate(
         CocoaError: a mistake in the data or the model's name, or an embedding that is not finite.
     """
     bad = BadRows(on_bad_row)
-    if Path(data).is_file():
-        if prompt_style != "cocoa" or subsets != "all":
-            raise CocoaError(f"{data}: a file is one data set in our own form; leave --subsets and --prompt-style out")
-        found, root = [read_pair_eval(data, image_root, bad)], image_root or Path(data).parent
-    else:
-        found, root = read_eval(data, subsets, split, image_root, bad, prompt_style), image_root or data
-    found = with_images_present(found, root, bad)
+    found = read_data(data, subsets, split, image_root, bad, prompt_style)
     embedder = load_embedder(model, max_length, prompt_style)
     if truncate_dims is None:
         truncate_dims = embedder.record.get("options", {}).get("matryoshka_dims", ())
@@ -100,6 +94,7 @@ def evaluate(
         "model_hash": model_hash,
         "recipe": training_part(embedder.record),
         "data": str(data),
+        "image_root": str(image_root) if image_root else None,
         "data_hash": {
             dataset.name: data_hash(dataset, [inputs.keys[i] for i in place])
             for dataset, place in zip(found, inputs.places, strict=True)
@@ -111,6 +106,7 @@ def evaluate(
         "bad_rows": [asdict(row) for row in bad.found],
         "versions": versions(),
         "facts": _facts(embedder),
+        "embeddings": f"{CACHE_FOLDER}/{cache.folder.name}",
     }
     if not this_process().is_main_process:
         return {}
@@ -126,6 +122,28 @@ def evaluate(
     numbers = {each.name: [each.number(row) for row in range(len(each.queries))] for each in found}
     write_ranks(Path(output), ranks, numbers)
     return write_scores(Path(output), scores, about)
+
+
+def read_data(
+    data: str | Path,
+    subsets: str | Sequence[str],
+    split: str,
+    image_root: str | Path | None,
+    bad: BadRows,
+    prompt_style: str = "cocoa",
+) -> list[EvalDataset]:
+    """The data sets of a folder in MMEB-eval's layout, or that of a file of pairs, with their image files there.
+
+    Raises:
+        CocoaError: see `read_eval`, `read_pair_eval` and `with_images_present`.
+    """
+    if not Path(data).is_file():
+        found = read_eval(data, subsets, split, image_root, bad, prompt_style)
+        return with_images_present(found, image_root or data, bad)
+    if prompt_style != "cocoa" or subsets != "all":
+        raise CocoaError(f"{data}: a file is one data set in our own form; leave --subsets and --prompt-style out")
+    found = [read_pair_eval(data, image_root, bad)]
+    return with_images_present(found, image_root or Path(data).parent, bad)
 
 
 def _check_modalities(embedder: Embedder, inputs: Inputs, model: str | Path) -> None:

@@ -82,3 +82,51 @@ def gallery(dataset: EvalDataset, embeddings: Tensor, rows: Sequence[int], top: 
         nearest = sorted(candidates, key=lambda candidate: (-candidate.score, candidate.right))
         found.append(Found(dataset.inputs[query], tuple(nearest[:top]), candidates[0], place, len(candidates)))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """A query whose first hit is wrong.
+
+    Attributes:
+        dataset: its name.
+        found: what was found; the first of `nearest` is the wrong one.
+        margin: how much nearer the wrong one is than the right one, in cosine.
+    """
+
+    dataset: str
+    found: Found
+    margin: float
+
+
+def mistakes(datasets: Sequence[EvalDataset], embeddings: Sequence[Tensor], number: int) -> list[Mistake]:
+    """The queries of some data sets whose first hit is wrong, the most confidently wrong ones first.
+
+    Confidence is the margin in cosine by which the wrong candidate beats the right one. A query stands there once.
+
+    Args:
+        datasets: who is compared with whom; the right candidate stands first.
+        embeddings: for each the (inputs, D), normalised.
+        number: how many to give, at most.
+
+    Raises:
+        CocoaError: an embedding is not finite.
+    """
+    worst: list[tuple[float, int, int]] = []  # margin, data set, row
+    for place, (dataset, rows) in enumerate(zip(datasets, embeddings, strict=True)):
+        wrong = (rank(dataset, rows) > 1).nonzero().flatten().tolist()
+        worst += [(margin(dataset, rows, row), place, row) for row in wrong]
+    found: dict[Side, Mistake] = {}
+    for lead, place, row in sorted(worst, key=lambda one: (-one[0], *one[1:])):
+        if len(found) == number:
+            break
+        (one,) = gallery(datasets[place], embeddings[place], [row], top=1)
+        found.setdefault(one.query, Mistake(datasets[place].name, one, lead))
+    return list(found.values())
+
+
+def margin(dataset: EvalDataset, embeddings: Tensor, row: int) -> float:
+    """How much nearer a query's best wrong candidate is than its right one, in cosine; below 0 where it is not."""
+    ids = torch.from_numpy(dataset.candidates[row])
+    scores = (embeddings[ids] * embeddings[dataset.queries[row]]).sum(1)
+    return (scores[ids != ids[0]].max() - scores[0]).item()

@@ -202,14 +202,15 @@ def words_of(guessed: Sequence[int], truth: Sequence[int], tokenizer: Any) -> tu
     """
     words: list[tuple[list[int], bool]] = []
     for guess, true in zip(guessed, truth, strict=True):
-        if not words or _starts_word(tokenizer.decode([guess])) or _starts_word(tokenizer.decode([true])):
+        if not words or starts_word(tokenizer.decode([guess])) or starts_word(tokenizer.decode([true])):
             words.append(([], True))
         ids, right = words[-1]
         words[-1] = ([*ids, guess], right and guess == true)
     return tuple(Word(tokenizer.decode(ids), right) for ids, right in words)
 
 
-def _starts_word(text: str) -> bool:
+def starts_word(text: str) -> bool:
+    """Whether a token's text begins a word: with a space or a sign."""
     return text[:1].isascii() and not text[:1].isalnum()
 
 

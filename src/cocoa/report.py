@@ -1,4 +1,4 @@
-"""What a run made, on one self-contained page: scores, loss curves, what was rebuilt, what is found.
+"""What runs made, on one self-contained page: scores, curves, what was rebuilt, where EOS looks, what is found.
 
 Pictures are inside, nothing comes from the network, and no script runs; light and dark.
 """
@@ -10,20 +10,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from cocoa.gallery import Gallery
+from cocoa.bootstrap import LEVEL
+from cocoa.eos_attention import FULL, EosAttention
+from cocoa.gallery import Gallery, Mistake
 from cocoa.images import ImageRef, load_image
 from cocoa.preview_html import data_uri, page_environment, write_page
 from cocoa.rebuild import RebuiltImage, RebuiltText
 from cocoa.report_curves import HEIGHT, WIDTH, stage_charts
+from cocoa.report_scores import ScoreTable
 
-GROUPS = ("Classification", "VQA", "Retrieval", "Grounding", "IND", "OOD", "Overall")
-"""Rows of the score table."""
-RIVALS = ("contrastive", "cocoa")
-"""The two models whose difference the table shows, where both are in it."""
 TINY = 160
 """Pictures of up to so many pixels are shown pixel by pixel; larger ones are photographs."""
+COLOURS = 6
+"""In `data/report/report.css`."""
 LONGEST = 256
 """Longest side of any other embedded picture, in pixels."""
+
+
+class Missing(NamedTuple):
+    """What the page could show and does not: why, and the command that makes it."""
+
+    what: str
+    why: str
+    remedy: str
 
 
 @dataclass(frozen=True)
@@ -32,46 +41,42 @@ class Report:
 
     Attributes:
         title: heading of the page.
-        models: by model (`backbone`, `contrastive`, `cocoa`) its hit@1 in percent by `GROUPS`.
+        scores: of all models, with their intervals.
         seconds: what took how long.
         equal: sentences on what was equal between the rivals.
         unequal: sentences on what was not.
         runs: by name, the checkpoint folders of its stages in order; their logs give the curves.
         images: pictures with rebuilt patches.
+        images_of: the run that rebuilt them.
         texts: texts rebuilt through EOS alone.
         texts_elsewhere: the same texts, rebuilt from other rows' block A (`rebuild.swapped`): what is right there
             was guessed.
+        texts_of: the run that rebuilt them.
+        attention: where EOS looks, model by model.
         galleries: what the models found.
+        mistakes: by meta-task, queries whose first hit is wrong.
+        mistakes_of: the run that made them.
         notes: sentences under the title, on what the numbers can tell and what not.
+        missing: what there is no section of.
     """
 
     title: str
-    models: dict[str, dict[str, float]] = field(default_factory=dict)
+    scores: ScoreTable | None = None
     seconds: dict[str, float] = field(default_factory=dict)
-    equal: list[str] = field(default_factory=list)
-    unequal: list[str] = field(default_factory=list)
+    equal: Sequence[str] = ()
+    unequal: Sequence[str] = ()
     runs: dict[str, Sequence[Path]] = field(default_factory=dict)
     images: Sequence[RebuiltImage] = ()
+    images_of: str = ""
     texts: Sequence[RebuiltText] = ()
     texts_elsewhere: Sequence[RebuiltText] = ()
+    texts_of: str = ""
+    attention: Sequence[EosAttention] = ()
     galleries: Sequence[Gallery] = ()
+    mistakes: dict[str, list[Mistake]] = field(default_factory=dict)
+    mistakes_of: str = ""
     notes: Sequence[str] = ()
-
-
-class Row(NamedTuple):
-    """A line of the score table.
-
-    Attributes:
-        group: what was averaged.
-        scores: by model; None where it has none.
-        best: the highest score as it is shown, to one decimal.
-        gain: CoCoA over contrastive alone, in points; None where one is missing.
-    """
-
-    group: str
-    scores: dict[str, float | None]
-    best: float | None
-    gain: float | None
+    missing: Sequence[Missing] = ()
 
 
 class Shown(NamedTuple):
@@ -93,30 +98,29 @@ def write_report(path: Path, report: Report) -> None:
 def to_html(report: Report) -> str:
     """The page as HTML; whatever comes from the data is escaped."""
     environment = page_environment()
-    environment.filters |= {"shown": shown, "seconds": seconds}
-    return environment.get_template("report.html.jinja").render(
+    environment.filters |= {"shown": shown, "seconds": seconds, "colour": colour}
+    return environment.get_template("report/page.html.jinja").render(
         report=report,
-        rows=score_rows(report.models),
         stages=stage_charts(report.runs),
+        colours=colours(report),
         width=WIDTH,
         height=HEIGHT,
+        level=f"{LEVEL:.0%}".replace("%", " %"),
+        full=f"{FULL:g}",
         rebuilt=token_count(report.texts),
         guessed=token_count(report.texts_elsewhere),
     )
 
 
-def score_rows(models: dict[str, dict[str, float]]) -> list[Row]:
-    """The lines of the score table: `GROUPS`, without those that no model has."""
-    rows = []
-    for group in GROUPS:
-        scores = {model: values.get(group) for model, values in models.items()}
-        there = [round(score, 1) for score in scores.values() if score is not None]
-        if not there:
-            continue
-        one, other = (scores.get(name) for name in RIVALS)
-        gain = None if one is None or other is None else other - one
-        rows.append(Row(group, scores, max(there) if len(models) > 1 else None, gain))
-    return rows
+def colours(report: Report) -> dict[str, int]:
+    """A number for each model that gives its colour, 1 the first; trained runs before others, as in the curves."""
+    names = dict.fromkeys([*report.runs, *(report.scores.models if report.scores else [])])
+    return {name: number for number, name in enumerate(names, 1)}
+
+
+def colour(number: int) -> str:
+    """The class of a model's colour; there are six, and then they come again."""
+    return f"run-{(number - 1) % COLOURS + 1}"
 
 
 def token_count(texts: Sequence[RebuiltText]) -> str:
