@@ -150,7 +150,9 @@ def test_other_columns_are_kept_with_their_types(tiny_backbone_path: Any, tmp_pa
     assert [row["path"] for row in found] == [str(tmp_path / "one.png"), None, None]
     assert found[0]["when"] == day and found[1]["tags"] == '["x", "ü"]'
     assert found[2]["mask"] == f'"{len(content.getvalue())} bytes"' and found[2]["thumbnail"] is None
-    assert {field.name: str(field.type) for field in open_table(tmp_path / "db").schema if field.name in records[0]} == {
+    assert {
+        field.name: str(field.type) for field in open_table(tmp_path / "db").schema if field.name in records[0]
+    } == {
         "year": "int64",
         "width": "double",
         "when": "timestamp[us, tz=UTC]",
@@ -164,7 +166,9 @@ def _schema() -> pa.Schema:
     return pa.schema(list(kinds.items()))
 
 
-def test_rows_of_a_file_that_change_in_any_respect(tiny_backbone_path: Any, tmp_path: Path, embedded: list[str]) -> None:
+def test_rows_of_a_file_that_change_in_any_respect(
+    tiny_backbone_path: Any, tmp_path: Path, embedded: list[str]
+) -> None:
     pictures(1)[0].save(tmp_path / "a.png")
     records = [{"id": f"row {n}", "text": text, "year": n} for n, text in enumerate(captions(5))]
     records.append({"id": "picture", "image": "a.png"})

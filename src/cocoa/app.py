@@ -7,6 +7,7 @@ uploaded. Uploads are bounded and do not last. Nothing is fetched from elsewhere
 from __future__ import annotations
 
 import base64
+import logging
 import os
 import re
 import threading
@@ -29,16 +30,19 @@ from cocoa.pairs import Side
 from cocoa.preview_html import page_environment
 from cocoa.search import Hit, Searcher, as_json
 
+logger = logging.getLogger(__name__)
+
 UPLOAD_BYTES = 20_000_000
 """Of an image that is dropped; how many pixels it may have, `cocoa.images` says."""
 REQUEST_BYTES = UPLOAD_BYTES + 1_000_000
 """Of a request, with what is around the image."""
+UPLOADS_VARIABLE = "GRADIO_TEMP_DIR"
 UPLOADS_KEPT = (60, 600)
 """Every so many seconds uploads are removed that are older than so many."""
 MOST_HITS = 100
 MOST_CHARACTERS = 10_000
 """Of the text, the instruction and the condition together."""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost")
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'"
 """What the browser may load: what this server sends, and what is inside the page."""
 PARTS = re.compile(
@@ -75,7 +79,9 @@ class Guard:
         elif not (PARTS.fullmatch(scope["path"]) or scope["path"].startswith(self.uploads)):
             await PlainTextResponse("not a part of this page", 404)(scope, receive, guarded)
         elif scope["method"] == "POST" and not self._bounded(Headers(scope=scope)):
-            await PlainTextResponse(f"of unknown size, or more than {REQUEST_BYTES} bytes", 413)(scope, receive, guarded)
+            await PlainTextResponse(f"of unknown size, or more than {REQUEST_BYTES} bytes", 413)(
+                scope, receive, guarded
+            )
         else:
             await self.app(scope, receive, guarded)
 
@@ -98,13 +104,13 @@ def running(searcher: Searcher, host: str, port: int, instruction: str = "") -> 
     Raises:
         CocoaError: the address or port cannot be had.
     """
-    with TemporaryDirectory(prefix="cocoa-app-") as folder:
-        uploads = os.path.realpath(folder)
-        os.environ["GRADIO_TEMP_DIR"] = uploads  # of its own: whatever lies there is served
-        page = build(searcher, Path(uploads), instruction)
-        middleware = [Middleware(Guard, uploads=uploads)]
+    with _uploads_folder() as uploads:
+        page = build(searcher, uploads, instruction)
+        middleware = [Middleware(Guard, uploads=str(uploads))]
         if host in LOOPBACK:  # else a site could have its own name point here, and read what it likes
-            middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"]))
+            middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK))
+        else:
+            logger.warning("%s: whoever reaches this address may search; there is no password", host)
         try:
             page.launch(
                 server_name=host,
@@ -128,7 +134,21 @@ def running(searcher: Searcher, host: str, port: int, instruction: str = "") -> 
         try:
             yield page.local_url
         finally:
-            page.close()
+            page.close(verbose=False)
+
+
+@contextmanager
+def _uploads_folder() -> Iterator[Path]:
+    """A new folder for Gradio's uploads, since it serves whatever lies there; removed in the end."""
+    before = os.environ.get(UPLOADS_VARIABLE)
+    with TemporaryDirectory(prefix="cocoa-app-") as folder:
+        os.environ[UPLOADS_VARIABLE] = os.path.realpath(folder)
+        try:
+            yield Path(os.environ[UPLOADS_VARIABLE])
+        finally:
+            del os.environ[UPLOADS_VARIABLE]
+            if before is not None:
+                os.environ[UPLOADS_VARIABLE] = before
 
 
 def serve(searcher: Searcher, host: str, port: int, instruction: str, ready: Callable[[str], None]) -> None:
@@ -159,7 +179,7 @@ def build(searcher: Searcher, uploads: Path, instruction: str = "") -> gr.Blocks
         return show(hits, "" if hits else "nothing meets the condition")
 
     rows = f"{searcher.table.count_rows():,} rows in {searcher.db.name}"
-    with gr.Blocks(title="cocoa search", analytics_enabled=False, delete_cache=UPLOADS_KEPT) as page:
+    with gr.Blocks(title="cocoa search", analytics_enabled=False, delete_cache=UPLOADS_KEPT, fill_width=True) as page:
         with gr.Row(equal_height=True):
             with gr.Column(scale=3):
                 text = gr.Textbox("", label="Text", placeholder="a red circle left of a square")

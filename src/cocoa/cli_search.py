@@ -61,11 +61,15 @@ def search(
     text: Annotated[str, typer.Argument(metavar="[TEXT]", help="What to look for.")] = "",
     *,
     db: Store,
-    image: Annotated[Path | None, typer.Option(metavar="FILE", help="An image to look for, alone or with TEXT.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="An image to look for, alone or with TEXT.")
+    ] = None,
     instruction: Instruction = "",
-    where: Annotated[str, typer.Option(metavar="SQL", help="A condition on columns: \"width > 500\".")] = "",
+    where: Annotated[str, typer.Option(metavar="SQL", help='A condition on columns: "width > 500".')] = "",
     top_k: Annotated[int, typer.Option(help="Rows to show, at most.")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="An array of all that is known of each, for programs.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="An array of all that is known of each, for programs.")
+    ] = False,
 ) -> None:
     """Search a store by text, image or both: the nearest rows by cosine, every one compared."""
     with search_extra():

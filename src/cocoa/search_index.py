@@ -214,9 +214,7 @@ def _row_hash(row: Row) -> str:
     return digest.hexdigest()
 
 
-def _judge(
-    bad: Sequence[tuple[Row, str]], part: Part, settings: EmbedSettings, report: IndexReport, rows: int
-) -> None:
+def _judge(bad: Sequence[tuple[Row, str]], part: Part, settings: EmbedSettings, report: IndexReport, rows: int) -> None:
     """Take note of bad rows, or raise at what the settings do not allow."""
     report.bad += [(row.id, reason) for row, reason in bad]
     if bad and settings.on_bad_row == "error":
