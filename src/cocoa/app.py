@@ -132,7 +132,7 @@ def running(searcher: Searcher, host: str, port: int, instruction: str = "") -> 
         except OSError as error:
             raise CocoaError(f"{host}:{port}: cannot listen there ({error}); choose another --port or --host") from None
         try:
-            yield page.local_url
+            yield str(page.local_url)
         finally:
             page.close(verbose=False)
 
@@ -191,7 +191,7 @@ def build(searcher: Searcher, uploads: Path, instruction: str = "") -> gr.Blocks
             image = gr.Image(
                 label="Image", height=200, sources=["upload", "clipboard"], type="filepath", buttons=[], scale=1
             )
-            image.async_move_resource_to_block_cache = _not_fetched  # type: ignore[method-assign]
+            image.async_move_resource_to_block_cache = _not_fetched  # type: ignore
         found = gr.HTML(show([], rows))
         gr.on(
             [text.submit, button.click, image.upload, said.submit, where.submit],

@@ -125,8 +125,8 @@ def evaluate(
 
 for _command in (validate, scenes, dialogues, mine, embed):
     app.command()(_command)
-for _command in (index, search):
-    app.command()(_command)
+app.command()(index)
+app.command()(search)
 app.command("app")(search_page)
 
 

@@ -242,7 +242,12 @@ def _store(
     records = []
     for (row, embedding), (picture, facts) in zip(done, known, strict=True):
         other = facts | dict(row.other)
-        own = {"id": row.id, "text": row.side.text, "instruction": row.side.instruction, "row_hash": _row_hash(row)}
+        own: dict[str, Any] = {
+            "id": row.id,
+            "text": row.side.text,
+            "instruction": row.side.instruction,
+            "row_hash": _row_hash(row),
+        }
         own |= {"vector": embedding.numpy().astype(precision), "thumbnail": picture}
         records.append(own | {name: as_stored(other.get(name), kind) for name, kind in kinds.items()})
     vector = pa.list_(pa.float32() if precision == "float32" else pa.float16(), len(done[0][1]))
