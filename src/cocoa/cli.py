@@ -19,6 +19,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from cocoa.cli_data import dialogues, embed, is_main_process, mine, named_subsets, scenes, validate
+from cocoa.cli_search import app as search_page
+from cocoa.cli_search import index, search
 from cocoa.errors import CocoaError
 
 app = typer.Typer(
@@ -128,6 +130,9 @@ def evaluate(
 
 for _command in (validate, scenes, dialogues, mine, embed):
     app.command()(_command)
+app.command()(index)
+app.command()(search)
+app.command("app")(search_page)
 
 
 @app.command()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -38,11 +38,12 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a corpus, and why it cannot be embedded (empty where it can)."""
+    """A row of a corpus, why it cannot be embedded (empty where it can), and what its other columns hold."""
 
     id: str
     side: Side
     fault: str = ""
+    other: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ def list_parts(source: Path, size: int, output: Path) -> list[Part]:
         CocoaError: there is no such source, or nothing in it.
     """
     source = Path(os.path.abspath(source))
+    _records.cache_clear()  # the file may have changed since
     if source.is_dir():
         paths = [path for path in _below(source) if not path.is_relative_to(output)]
         tables = [path for path in paths if path.suffix == ".parquet"]
@@ -98,7 +100,9 @@ def list_parts(source: Path, size: int, output: Path) -> list[Part]:
     return parts
 
 
-def read_part(part: Part, columns: Columns, size: int, image_root: Path | None = None) -> Iterator[list[Row]]:
+def read_part(
+    part: Part, columns: Columns, size: int, image_root: Path | None = None, others: bool = False
+) -> Iterator[list[Row]]:
     """The rows of a part in blocks of `size`, one after the other; the images that are files are seen to exist.
 
     Args:
@@ -106,6 +110,7 @@ def read_part(part: Part, columns: Columns, size: int, image_root: Path | None =
         columns: of the file.
         size: rows in memory at a time.
         image_root: what image paths are relative to, and must not leave; by default the file's folder.
+        others: read the other columns of a parquet file too.
 
     Raises:
         CocoaError: the file cannot be read, or has none of the columns.
@@ -115,7 +120,7 @@ def read_part(part: Part, columns: Columns, size: int, image_root: Path | None =
         root = None  # links in a folder that the user has named are the user's own
     else:
         root = os.path.abspath(image_root or part.path.parent)
-        records = _parquet_rows(part, columns) if part.path.suffix == ".parquet" else _file_rows(part, columns)
+        records = _parquet_rows(part, columns, others) if part.path.suffix == ".parquet" else _file_rows(part, columns)
         rows = (_row(record, columns, root, part, n) for n, record in enumerate(records, part.start + 1))
     while block := list(islice(rows, size)):
         missing = missing_images((row.side.image for row in block if isinstance(row.side.image, str)), root)
@@ -171,9 +176,9 @@ def _name(stem: str, start: int, *state: object) -> str:
     return f"{stem[:80]}-{start:010}-{key}.parquet"
 
 
-def _parquet_rows(part: Part, columns: Columns) -> Iterator[Any]:
+def _parquet_rows(part: Part, columns: Columns, others: bool) -> Iterator[Any]:
     file = open_parquet(part.path)
-    wanted = [name for name in vars(columns).values() if name in file.schema_arrow.names]
+    wanted = [name for name in file.schema_arrow.names if others or name in vars(columns).values()]
     _check_columns(part.path, file.schema_arrow.names, columns)
     groups: list[int] = []
     row = first = 0  # `first`: the row that the first of the groups begins with
@@ -242,4 +247,5 @@ def _row(record: Any, columns: Columns, root: str, part: Part, number: int) -> R
         )
     except CocoaError as error:
         return Row(name, Side(), str(error))
-    return Row(name, side, "" if side.text or side.image is not None else "neither text nor image")
+    other = {key: value for key, value in record.items() if key not in vars(columns).values()}
+    return Row(name, side, "" if side.text or side.image is not None else "neither text nor image", other)

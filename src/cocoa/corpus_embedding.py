@@ -165,18 +165,14 @@ def embed_part(
             replace(row, side=replace(row.side, instruction=row.side.instruction or settings.instruction))
             for row in block
         ]
-        faults = {i: fault for i, row in enumerate(rows) if (fault := row.fault or embedder.refuses(row.side))}
-        good = [i for i in range(len(rows)) if i not in faults]
-        count(len(faults))
-        found = _embed_rows(embedder, [rows[i] for i in good], settings.batch_size, count)
-        faults |= {good[place]: fault for place, fault in found.items() if isinstance(fault, str)}
-        for i, fault in sorted(faults.items()):
-            if settings.on_bad_row == "error":
-                raise CocoaError(f"{part.path}, row {rows[i].id}: {fault}")
-            bad.append((rows[i].id, fault))
-        done = [(rows[good[place]].id, row) for place, row in sorted(found.items()) if isinstance(row, Tensor)]
-        ids += [name for name, _ in done]
-        embeddings += [row for _, row in done]
+        for row, embedded in zip(rows, embed_rows(embedder, rows, settings.batch_size, count), strict=True):
+            if isinstance(embedded, Tensor):
+                ids.append(row.id)
+                embeddings.append(embedded)
+            elif settings.on_bad_row == "error":
+                raise CocoaError(f"{part.path}, row {row.id}: {embedded}")
+            else:
+                bad.append((row.id, embedded))
     dimension = embedder.truncate_dim or embedder.model.get_embedding_dimension()
     if not embeddings and dimension is None:
         raise CocoaError(f"{part.path}: no row can be embedded; the first: {bad[0][1]}")
@@ -200,23 +196,37 @@ def write_part(path: Path, found: Embedded, facts: dict[str, Any]) -> None:
         write_table(path, table.replace_schema_metadata({METADATA: json.dumps(said)}))
 
 
-def _embed_rows(
+def embed_rows(
     embedder: Embedder, rows: Sequence[Row], batch_size: int, count: Callable[[int], None]
-) -> dict[int, Tensor | str]:
-    """The embedding (D,) of each row, or why it has none, by its place."""
-    sides = [row.side for row in rows]
+) -> list[Tensor | str]:
+    """The embedding (D,) of each row, or why it has none.
+
+    Args:
+        embedder: of the model.
+        rows: as they are embedded, with their instruction.
+        batch_size: inputs embedded at once where they are the longest; of shorter ones more.
+        count: told how many more rows are done.
+
+    Raises:
+        CocoaError: an embedding that is not finite.
+    """
+    found: dict[int, Tensor | str] = {
+        i: fault for i, row in enumerate(rows) if (fault := row.fault or embedder.refuses(row.side))
+    }
+    count(len(found))
+    sound = [i for i in range(len(rows)) if i not in found]
+    batches = embedder.batches([rows[i].side for i in sound], batch_size)
 
     def render(batch: list[int]) -> list[Any]:
         items: list[Any] = []
         for i in batch:
             try:
-                items.append(embedder.render(sides[i]))
+                items.append(embedder.render(rows[i].side))
             except CocoaError as error:
                 items.append(error)
         return items
 
-    found: dict[int, Tensor | str] = {}
-    for batch, items in prepared(embedder.batches(sides, batch_size), render):
+    for batch, items in prepared([[sound[place] for place in batch] for batch in batches], render):
         found |= {i: str(item) for i, item in zip(batch, items, strict=True) if isinstance(item, CocoaError)}
         good = [(i, item) for i, item in zip(batch, items, strict=True) if i not in found]
         if good:
@@ -225,7 +235,7 @@ def _embed_rows(
                 raise CocoaError(f"row {rows[good[place][0]].id}: an embedding is not finite; the model is broken")
             found |= {i: row for (i, _), row in zip(good, embedded, strict=True)}
         count(len(batch))
-    return found
+    return [found[i] for i in range(len(rows))]
 
 
 def about(settings: EmbedSettings, embedder: Embedder) -> dict[str, Any]:
