@@ -15,8 +15,8 @@ from cocoa.pairs import Pair, Side
 from cocoa.stages.contrastive import (
     FILLER_ID,
     ContrastiveArguments,
+    ContrastiveTrainer,
     PairDataset,
-    build_trainer,
     cached_loss,
     collate,
     info_nce,
@@ -193,9 +193,8 @@ def test_rows_are_encoded_as_plain_sentence_transformers_does(tiny_backbone, tmp
 def test_a_batch_may_mix_rows_with_and_without_images(tiny_backbone, tmp_path, tokens):
     pairs = toy_pairs(8)
     pairs = [Pair(p.target, p.query, (), "toy0", p.row) if p.row % 2 else p for p in pairs]
-    trainer = build_trainer(
-        tiny_backbone(), pairs, [], arguments(ContrastiveArguments, tmp_path, tokens_per_pass=tokens)
-    )
+    args = arguments(ContrastiveArguments, tmp_path, tokens_per_pass=tokens)
+    trainer = ContrastiveTrainer(tiny_backbone(), args, pairs)
     trainer.train_or_resume()
     assert trainer.state.global_step == 4
 

@@ -170,6 +170,14 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
     Raises:
         CocoaError: no such file, no YAML, an unknown or missing key, a value of the wrong type.
+
+    Example:
+        >>> import cocoa, pathlib
+        >>> text = "{backbone: mini-qwen2-vl, output_dir: run, data: {train: pairs.jsonl}, stages: [contrastive]}"
+        >>> _ = pathlib.Path("recipe.yaml").write_text(text)
+        >>> recipe = cocoa.load_recipe("recipe.yaml", ["stages.contrastive.max_steps=100"])
+        >>> recipe.stages[0].options
+        {'max_steps': 100}
     """
     path = Path(path)
     try:
