@@ -32,6 +32,7 @@ from cocoa.stages import saving
 from cocoa.stages.training import StageTrainer
 
 FOLDERS = ("1-joint_reconstruction", "2-eos_bridge", "final")
+EXPLAINED = {"README.md", "recipe.yaml", "environment.json", "metrics.jsonl"}
 VARIANTS = [("qwen2_vl", "full"), ("qwen2_5_vl", "full"), ("qwen2_vl", "dora"), ("qwen2_5_vl", "dora")]
 
 
@@ -98,7 +99,7 @@ def test_every_stage_s_folder_is_read_by_all_with_equal_numbers(run, pictures, m
         assert {path.suffix for path in folder.rglob("*") if path.is_file()} <= {
             *(".json", ".safetensors", ".jinja", ".txt", ".md"),
         }, "a pickle, or something else that does not belong here"
-    assert {path.name for path in output.iterdir()} <= {*FOLDERS, ".lock"}
+    assert {path.name for path in output.iterdir()} - {".lock"} == {*FOLDERS, *EXPLAINED}
 
 
 @pytest.mark.slow
@@ -203,7 +204,7 @@ def test_the_folder_appears_only_when_whole(recipe, tmp_path, monkeypatch, sched
     monkeypatch.setattr(saving, "save_checkpoint", save)
     final = train(recipe)  # from the trainer's last checkpoint: the training itself is done
     assert same(weights(final), weights(whole))
-    assert {path.name for path in recipe.output_dir.iterdir()} <= {"final", ".lock"}
+    assert {path.name for path in recipe.output_dir.iterdir()} - {".lock"} == {"final", *EXPLAINED}
 
 
 def test_run_again_does_nothing(recipe):

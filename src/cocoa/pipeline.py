@@ -1,7 +1,8 @@
 """Running a recipe's stages in order, each from the checkpoint before it; stopped anywhere, it goes on from there.
 
 `output_dir` holds one folder a stage (`1-joint_reconstruction`, ..., the last one `final`), each a
-checkpoint that appears only once it is whole, and `trainer/`, the running stage's own files.
+checkpoint that appears only once it is whole, `trainer/`, the running stage's own files, and what
+`cocoa.run_folder` writes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import logging
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cocoa.adapters import Lora
@@ -20,15 +23,18 @@ from cocoa.errors import CocoaError
 from cocoa.output_folder import claim, is_done, owned
 from cocoa.processes import this_process
 from cocoa.recipe import Recipe, Stage
+from cocoa.run_folder import LOGS, METRICS_NAME, explain
 from cocoa.stage_data import StageData, stage_data
 from cocoa.stages.arguments import StageArguments
 from cocoa.stages.compression import CompressionArguments, CompressionTrainer
 from cocoa.stages.contrastive import ContrastiveArguments, ContrastiveTrainer
 from cocoa.stages.eos_bridge import EosBridgeArguments, EosBridgeTrainer
 from cocoa.stages.joint_reconstruction import JointReconstructionArguments, JointReconstructionTrainer
+from cocoa.stages.metrics_file import MetricsFile
 from cocoa.stages.saving import put_together
 from cocoa.stages.training import StageTrainer
 from cocoa.stages.weights import is_split
+from cocoa.trackers import check_trackers, names, tracking
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +68,12 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
         folders = enumerate(stage_folders(recipe), 1)
         done = [is_done(folder, recipe.settings(stages), accept_changes) for stages, folder in folders]
         forms = stage_forms(recipe)  # a mistake in a later stage is found before the first one
+        for index, stage in enumerate(recipe.stages):
+            with of_stage(stage):
+                check_trackers(stage_arguments(recipe, index))
+        if not all(done) and state.is_main_process:
+            claim_stage(recipe, done.index(False), accept_changes)
+            explain(recipe, stage_folders(recipe))
         source = recipe.backbone
         for index, stage in enumerate(recipe.stages):
             folder = stage_folder(recipe, index)
@@ -88,19 +100,19 @@ def stage_folders(recipe: Recipe) -> list[Path]:
 def run_stage(recipe: Recipe, index: int, source: str, form: Form, accept_changes: bool = False) -> None:
     """Train one stage from the checkpoint `source`, read as `form` says, and write its own."""
     stage, state = recipe.stages[index], this_process()
-    trainer_folder = recipe.output_dir / "trainer" / f"{index + 1}-{stage.name}"
     if state.is_main_process:
-        claim(trainer_folder, recipe.settings(index + 1), accept_changes)
-    noisy = sys.stderr.isatty() and state.is_local_main_process and not stage.options.get("disable_tqdm")
-    args = recipe.arguments(stage, trainer_folder, disable_tqdm=not noisy)
-
+        claim_stage(recipe, index, accept_changes)
+    args = stage_arguments(recipe, index)
     backbone = load_stage_backbone(recipe, stage, source, form)
     data = stage_data(stage, backbone, args)
     trainer = build_trainer(stage, backbone, data, args, recipe.lora)
     logger.info("stage %s: %d rows, training %s", stage.name, sum(data.datasets().values()), trainer.trained)
     for reason, count in sum(data.left_out.values(), Counter()).most_common():
         logger.info("stage %s: %d rows left out: %s", stage.name, count, reason)
-    trainer.train_or_resume()
+    name, output = numbered(recipe, index), recipe.output_dir
+    trainer.add_callback(MetricsFile(output / METRICS_NAME, name))
+    with tracking(trainer, output / LOGS / name, output):
+        trainer.train_or_resume()
 
     weights = trainer.trained_weights() if is_split(trainer.model) else None
     if weights is not None and state.is_main_process:
@@ -114,8 +126,35 @@ def run_stage(recipe: Recipe, index: int, source: str, form: Form, accept_change
     }
     trainer.save_checkpoint(stage_folder(recipe, index), recipe.image.evaluation(), record)
     if state.is_main_process:
-        shutil.rmtree(trainer_folder.parent)
+        shutil.rmtree(Path(args.output_dir).parent)
     state.wait_for_everyone()
+
+
+def numbered(recipe: Recipe, index: int) -> str:
+    """What a stage is called where stages of one name are to differ: `1-joint_reconstruction`."""
+    return f"{index + 1}-{recipe.stages[index].name}"
+
+
+def claim_stage(recipe: Recipe, index: int, accept_changes: bool) -> None:
+    """Mark the folder of a stage's trainer as this run's; see `claim`."""
+    claim(recipe.output_dir / "trainer" / numbered(recipe, index), recipe.settings(index + 1), accept_changes)
+
+
+def stage_arguments(recipe: Recipe, index: int) -> StageArguments:
+    """A stage's arguments as it trains with them: in its own folder, under its own name, quiet without a terminal."""
+    stage, name = recipe.stages[index], numbered(recipe, index)
+    noisy = sys.stderr.isatty() and this_process().is_local_main_process and not stage.options.get("disable_tqdm")
+    named = names(stage.options, recipe.output_dir.name, name)
+    return recipe.arguments(stage, recipe.output_dir / "trainer" / name, disable_tqdm=not noisy, **named)
+
+
+@contextmanager
+def of_stage(stage: Stage) -> Iterator[None]:
+    """Within it the message of a mistake begins with the stage."""
+    try:
+        yield
+    except CocoaError as error:
+        raise CocoaError(f"stages.{stage.name}: {error}") from None
 
 
 def stage_forms(recipe: Recipe) -> list[Form]:
@@ -130,14 +169,12 @@ def stage_forms(recipe: Recipe) -> list[Form]:
     there = known.compression_tokens if known else 0
     for stage in recipe.stages:
         args = recipe.arguments(stage, recipe.output_dir)
-        try:
+        with of_stage(stage):
             form = args.form(known)
             if form.compression_tokens and not there:
                 load_backbone(recipe.backbone, weights=False, **form._asdict())  # is there room for them?
             if there and form.compression_tokens not in (0, there):
                 raise CocoaError(f"compression_tokens: {form.compression_tokens}, but there are {there}")
-        except CocoaError as error:
-            raise CocoaError(f"stages.{stage.name}: {error}") from None
         forms.append(form)
         known, there = form, form.compression_tokens or there
     return forms
@@ -149,10 +186,8 @@ def load_stage_backbone(recipe: Recipe, stage: Stage, source: str, form: Form, w
     Raises:
         CocoaError: see `load_backbone`; the message names the stage.
     """
-    try:
+    with of_stage(stage):
         return load_backbone(source, stage.image.train(), recipe.load_dtype, weights=weights, **form._asdict())
-    except CocoaError as error:
-        raise CocoaError(f"stages.{stage.name}: {error}") from None
 
 
 def build_trainer(
@@ -163,7 +198,7 @@ def build_trainer(
     Raises:
         CocoaError: arguments that do not fit the data; the message names the stage.
     """
-    try:
+    with of_stage(stage):
         if isinstance(args, JointReconstructionArguments):
             return JointReconstructionTrainer(backbone, args, data.rows, lora)
         if isinstance(args, EosBridgeArguments):
@@ -172,5 +207,3 @@ def build_trainer(
             return CompressionTrainer(backbone, args, data.rows, lora)
         assert isinstance(args, ContrastiveArguments)
         return ContrastiveTrainer(backbone, args, data.pairs, data.validation, lora)
-    except CocoaError as error:
-        raise CocoaError(f"stages.{stage.name}: {error}") from None

@@ -237,7 +237,8 @@ class ContrastiveTrainer(StageTrainer):
     Embeds a batch pass by pass, and takes in-pool hit@1 where another trainer takes its loss on held-out rows.
 
     Args:
-        model: to be trained: a backbone, or the folder, hub id or embedded name that it is loaded from.
+        model: to be trained: the folder, hub id or embedded name that it is loaded from, or a backbone, whose attention
+            and pooling stay where `args` leaves them out.
         args: of the stage.
         pairs: to train on; or a file or folder of pairs.
         validation: held-out pairs for in-pool hit@1; may be empty.

@@ -37,8 +37,8 @@ def stage_backbone(model: Backbone | str | Path, args: StageArguments, lora: Lor
     """The backbone that a stage trains.
 
     Args:
-        model: a backbone, whose attention is set as the stage says; or a folder, hub id or embedded name, loaded as
-            `cocoa train` does where its recipe says nothing of images.
+        model: a backbone, taken as it was loaded, but that its attention is set where the stage has one of its own;
+            or a folder, hub id or embedded name, loaded as `cocoa train` does where its recipe says nothing of images.
         args: of the stage.
         lora: adapters to come, with which a loaded model is held in the dtype that is computed in.
 
@@ -48,12 +48,12 @@ def stage_backbone(model: Backbone | str | Path, args: StageArguments, lora: Lor
     if not isinstance(model, Backbone):
         dtype = torch.bfloat16 if lora is not None and args.bf16 else torch.float32
         return load_backbone(model, ImageBudget(), dtype, **args.form(recorded_form(model))._asdict())
-    form = args.form(recorded_form(model.name))
+    form = args.form(model.form)
     if (form.pooling, form.compression_tokens) != (model.pooling, model.compression_tokens):
         raise CocoaError(
             f"backbone {model.name}: its pooling is {model.pooling} ({model.compression_tokens} compression tokens), "
-            f"the stage's {form.pooling} ({form.compression_tokens}); give the trainer the model's name, load the "
-            "backbone so (pooling=..., compression_tokens=...), or set pooling in the stage's arguments"
+            f"the stage's {form.pooling} ({form.compression_tokens}); give the trainer the model's name, or load the "
+            "backbone so: load_backbone(..., pooling=..., compression_tokens=...)"
         )
     if model.form.attention != form.attention:
         logger.info("backbone %s: its attention becomes %s", model.name, form.attention)
