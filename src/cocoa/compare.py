@@ -135,7 +135,7 @@ def read_run(folder: Path) -> Run:
         CocoaError: it is neither; its files cannot be read, or are not of one checkpoint or evaluation.
     """
     if (folder / SUMMARY_NAME).is_file():
-        summary = _read_json(folder / SUMMARY_NAME)
+        summary = read_summary(folder / SUMMARY_NAME)
         return _scored(Run(short_name(summary["model"]), folder, stages_of(summary.get("recipe", {}))), folder, summary)
     final = folder / FINAL
     if not (final / RECORD_NAME).is_file():
@@ -147,14 +147,18 @@ def read_run(folder: Path) -> Run:
     run = Run(short_name(final), folder, stages_of(record))
     if not (scores / SUMMARY_NAME).is_file():
         return run
-    summary = _read_json(scores / SUMMARY_NAME)
+    summary = read_summary(scores / SUMMARY_NAME)
     if summary.get("recipe") != training_part(record):
         raise CocoaError(f"{scores}: of another checkpoint than {final}; evaluate again: cocoa evaluate {final} ...")
     return _scored(run, scores, summary)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """A summary, seen to have what is needed of it."""
+def read_summary(path: Path) -> dict[str, Any]:
+    """An evaluation's summary, seen to have what is needed of it.
+
+    Raises:
+        CocoaError: it is none.
+    """
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:

@@ -19,11 +19,13 @@ from torch.nn import functional as F
 from cocoa.account import history
 from cocoa.adapters import Lora, merge_adapters
 from cocoa.backbone import Backbone
+from cocoa.card import base_facts, write_card
 from cocoa.checkpoint import LOG_NAME, as_sentence_transformer, save_checkpoint, writing
 from cocoa.embedding import Embedder
 from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget
 from cocoa.pairs import Pair
+from cocoa.scores import short_name
 from cocoa.stages.arguments import StageArguments
 from cocoa.stages.start import stage_adapters
 from cocoa.stages.weights import is_split, load_weights
@@ -92,6 +94,7 @@ def _write(trainer: StageTrainer, folder: Path, images: ImageBudget | None, reco
         if images is not None:
             backbone.set_image_budget(images)
         save_checkpoint(backbone, partial, facts(trainer) | dict(record) | {"merge_cosine": cosine})
+        write_card(partial, title=short_name(folder.resolve()))
         trainer.save_beside(partial)
         log = json.dumps(trainer.state.log_history, indent=1)
         (partial / LOG_NAME).write_text(log, encoding="utf-8")
@@ -109,6 +112,7 @@ def facts(trainer: StageTrainer) -> dict[str, Any]:
         "steps": trainer.state.global_step,
         **trainer.account,
         "history": history(dataset.backbone.name),
+        **base_facts(dataset.backbone.name),
         "rows": dict(Counter(row.dataset for row in dataset.rows)),
         "left_out": {name: dict(reasons) for name, reasons in trainer.left_out.items()},
         "trained": trainer.trained,
