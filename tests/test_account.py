@@ -61,7 +61,7 @@ def test_hard_negatives_are_counted_and_validation_is_not(tiny_backbone, tmp_pat
     options = {"tokens_per_pass": 60, "hard_negatives": 2, "eval_steps": 1, "max_steps": 2}
     pairs = toy_pairs(12, negatives=2)
     args = arguments(contrastive.ContrastiveArguments, tmp_path, **options)
-    trainer = contrastive.build_trainer(prepared(tiny_backbone(), "contrastive"), pairs, toy_pairs(4), args)
+    trainer = contrastive.ContrastiveTrainer(prepared(tiny_backbone(), "contrastive"), args, pairs, toy_pairs(4))
     trainer.train_or_resume()
     assert any("eval_validation_hit@1" in entry for entry in trainer.state.log_history)
     assert trainer.account["tokens"] == tokens_by_hand(trainer, 2)

@@ -117,13 +117,13 @@ def reconstructor(backbone, stage):
     known = {"output_dir": "unused", "batch_size": 4, "use_cpu": True}
     if stage == "joint":
         args = joint_reconstruction.JointReconstructionArguments(**known)
-        trainer = joint_reconstruction.build_trainer(backbone, toy.content_rows(5, bridge=False), args)
+        trainer = joint_reconstruction.JointReconstructionTrainer(backbone, args, toy.content_rows(5, bridge=False))
     elif stage == "compression":
-        args = compression.CompressionArguments(**known)
-        trainer = compression.build_trainer(toy.prepared(backbone, stage), toy.dialogues(5), args)
+        args = compression.CompressionArguments(**known, compression_tokens=4)
+        trainer = compression.CompressionTrainer(toy.prepared(backbone, stage), args, toy.dialogues(5))
     else:
         args = eos_bridge.EosBridgeArguments(**known, layout=stage)
-        trainer = eos_bridge.build_trainer(backbone, toy.content_rows(5, bridge=True), args)
+        trainer = eos_bridge.EosBridgeTrainer(backbone, args, toy.content_rows(5, bridge=True))
     samples = [trainer.train_dataset[0, row] for row in range(5)]
     for number, sample in enumerate(samples):
         for name in ("input_ids", "labels", "hidden_units"):

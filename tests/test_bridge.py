@@ -7,7 +7,7 @@ from toy import arguments, content_rows, row_of, states_of
 
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.pairs import ContentPair, Side
-from cocoa.stages.eos_bridge import WHOLE_UP_TO, EosBridgeArguments, EosBridgeDataset, build_trainer, too_long
+from cocoa.stages.eos_bridge import WHOLE_UP_TO, EosBridgeArguments, EosBridgeDataset, EosBridgeTrainer, too_long
 
 ARCHITECTURES = ["qwen2_vl", "qwen2_5_vl"]
 LAYOUTS = ["published", "strict"]
@@ -16,7 +16,7 @@ LAYOUTS = ["published", "strict"]
 def batch_of(backbone, tmp_path, layout, n=3):
     rows = content_rows(n, bridge=True)
     args = arguments(EosBridgeArguments, tmp_path, layout=layout, batch_size=n)
-    trainer = build_trainer(backbone, rows, args)
+    trainer = EosBridgeTrainer(backbone, args, rows)
     samples = [trainer.train_dataset[0, i] for i in range(n)]
     return trainer.model.eval(), row_of(trainer, samples)
 

@@ -14,7 +14,7 @@ from cocoa.pairs import ContentPair, Side, Turn
 from cocoa.stages.compression import (
     CompressionArguments,
     CompressionDataset,
-    build_trainer,
+    CompressionTrainer,
     converse,
     dialogue_tokens,
     to_compress,
@@ -48,7 +48,7 @@ def compressing(tiny_backbone_path):
 
 def batch_of(backbone, tmp_path, n=3):
     args = arguments(CompressionArguments, tmp_path, batch_size=n, compression_tokens=K)
-    trainer = build_trainer(backbone, rows(n), args)
+    trainer = CompressionTrainer(backbone, args, rows(n))
     return trainer.model.eval(), row_of(trainer, [trainer.train_dataset[0, i] for i in range(n)])
 
 
@@ -167,7 +167,7 @@ def test_only_adapters_and_the_rows_of_the_compression_tokens_learn(compressing,
     backbone = compressing()
     with_adapters(backbone)
     args = arguments(CompressionArguments, tmp_path, compression_tokens=K, max_steps=2)
-    trainer = build_trainer(backbone, rows(8), args)
+    trainer = CompressionTrainer(backbone, args, rows(8))
     embeddings = backbone.model.get_input_embeddings()
     before = embeddings(torch.arange(len(backbone.tokenizer))).detach().clone()
     trainer.train()

@@ -18,7 +18,7 @@ from cocoa.embedding import Embedder
 from cocoa.errors import CocoaError
 from cocoa.packing import PackedEmbedder
 from cocoa.pairs import Pair, Side
-from cocoa.stages.contrastive import ContrastiveArguments, PairDataset, build_trainer, collate
+from cocoa.stages.contrastive import ContrastiveArguments, ContrastiveTrainer, PairDataset, collate
 from cocoa.validation import InPoolEvaluator
 
 TEMPERATURE = 0.05
@@ -141,7 +141,7 @@ def test_matryoshka_is_that_of_sentence_transformers(tiny_backbone, tmp_path):
 def test_lengths_that_no_embedding_has_are_refused(tiny_backbone, tmp_path, dims, message):
     with pytest.raises(CocoaError, match=message):
         args = arguments(ContrastiveArguments, tmp_path, matryoshka_dims=dims)
-        build_trainer(tiny_backbone(), toy_pairs(6), [], args)
+        ContrastiveTrainer(tiny_backbone(), args, toy_pairs(6))
 
 
 def test_passes_that_are_embedded_twice_have_the_same_dropout(tiny_backbone, tmp_path):
@@ -220,9 +220,8 @@ def test_rows_are_encoded_as_plain_sentence_transformers_does(tiny_backbone, tmp
 def test_a_batch_may_mix_rows_with_and_without_images(tiny_backbone, tmp_path, tokens):
     pairs = toy_pairs(8)
     pairs = [Pair(p.target, p.query, (), "toy0", p.row) if p.row % 2 else p for p in pairs]
-    trainer = build_trainer(
-        tiny_backbone(), pairs, [], arguments(ContrastiveArguments, tmp_path, tokens_per_pass=tokens)
-    )
+    args = arguments(ContrastiveArguments, tmp_path, tokens_per_pass=tokens)
+    trainer = ContrastiveTrainer(tiny_backbone(), args, pairs)
     trainer.train_or_resume()
     assert trainer.state.global_step == 4
 

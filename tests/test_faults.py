@@ -131,9 +131,8 @@ def torn_pairs(tmp_path):
 
 def contrastive_trainer(backbone, pairs, folder, **options):
     known = {"batch_size": 4, "max_steps": 5, "tokens_per_pass": 100}
-    return contrastive.build_trainer(
-        backbone, pairs, [], arguments(contrastive.ContrastiveArguments, folder, **known | options)
-    )
+    args = arguments(contrastive.ContrastiveArguments, folder, **known | options)
+    return contrastive.ContrastiveTrainer(backbone, args, pairs)
 
 
 @pytest.mark.slow

@@ -9,12 +9,11 @@ from cocoa import inputs
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.errors import CocoaError
 from cocoa.pairs import ContentPair, Side
-from cocoa.stages import eos_bridge, joint_reconstruction
-from cocoa.stages.eos_bridge import EosBridgeArguments
+from cocoa.stages.eos_bridge import EosBridgeArguments, EosBridgeTrainer
 from cocoa.stages.joint_reconstruction import (
     JointReconstructionArguments,
     JointReconstructionDataset,
-    build_trainer,
+    JointReconstructionTrainer,
 )
 
 
@@ -52,9 +51,8 @@ def test_half_of_the_patches_are_noise_and_the_target(sample):
 @pytest.mark.parametrize("architecture", ["qwen2_vl", "qwen2_5_vl"])
 def test_both_losses_come_from_one_forward_pass(tiny_backbone, tmp_path, architecture):
     backbone = tiny_backbone(architecture)
-    trainer = build_trainer(
-        backbone, content_rows(4, False), arguments(JointReconstructionArguments, tmp_path, batch_size=4)
-    )
+    args = arguments(JointReconstructionArguments, tmp_path, batch_size=4)
+    trainer = JointReconstructionTrainer(backbone, args, content_rows(4, False))
     batch = row_of(trainer, [trainer.train_dataset[0, i] for i in range(4)])
     calls = []
     backbone.model.model.register_forward_hook(lambda *_: calls.append(1))
@@ -71,9 +69,8 @@ def test_both_losses_come_from_one_forward_pass(tiny_backbone, tmp_path, archite
 
 
 def test_patch_loss_is_the_mean_squared_error_in_numpy(tiny_backbone, tmp_path):
-    trainer = build_trainer(
-        tiny_backbone(), content_rows(2, False), arguments(JointReconstructionArguments, tmp_path, batch_size=2)
-    )
+    args = arguments(JointReconstructionArguments, tmp_path, batch_size=2)
+    trainer = JointReconstructionTrainer(tiny_backbone(), args, content_rows(2, False))
     model, batch = trainer.model.eval(), None
     batch = row_of(trainer, [trainer.train_dataset[0, i] for i in range(2)])
     seen = {}
@@ -86,8 +83,8 @@ def test_patch_loss_is_the_mean_squared_error_in_numpy(tiny_backbone, tmp_path):
 
 def test_no_room_for_text_is_an_error(tiny_backbone, tmp_path):
     with pytest.raises(CocoaError, match="max_length 18 leaves no room for text"):
-        build_trainer(
-            tiny_backbone(), content_rows(8, False), arguments(JointReconstructionArguments, tmp_path, max_length=18)
+        JointReconstructionTrainer(
+            tiny_backbone(), arguments(JointReconstructionArguments, tmp_path, max_length=18), content_rows(8, False)
         )
 
 
@@ -107,18 +104,20 @@ def test_a_broken_image_names_its_row(tiny_backbone, tmp_path):
         dataset[0, 0]
 
 
-@pytest.mark.parametrize("stage", [joint_reconstruction, eos_bridge])
-def test_kept_inputs_save_encoding_and_change_nothing(tiny_backbone, tmp_path, monkeypatch, stage):
-    cls = {joint_reconstruction: JointReconstructionArguments, eos_bridge: EosBridgeArguments}[stage]
+@pytest.mark.parametrize(
+    ("trainer", "cls"),
+    [(JointReconstructionTrainer, JointReconstructionArguments), (EosBridgeTrainer, EosBridgeArguments)],
+)
+def test_kept_inputs_save_encoding_and_change_nothing(tiny_backbone, tmp_path, monkeypatch, trainer, cls):
     weights, encoded = [], []
     for kept in (False, True):
         backbone = tiny_backbone()
-        rows, images = content_rows(8, bridge=stage is eos_bridge), []
+        rows, images = content_rows(8, bridge=cls is EosBridgeArguments), []
         load = inputs.load_image
         monkeypatch.setattr(
             inputs, "load_image", lambda *image, load=load, images=images: images.append(1) or load(*image)
         )
-        stage.build_trainer(backbone, rows, arguments(cls, tmp_path / str(kept), cache_inputs=kept)).train()
+        trainer(backbone, arguments(cls, tmp_path / str(kept), cache_inputs=kept), rows).train()
         monkeypatch.undo()
         weights.append(backbone.model.state_dict())
         encoded.append(len(images))

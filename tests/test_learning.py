@@ -38,7 +38,7 @@ def last(trainer, name):
 def test_joint_reconstruction_overfits(backbone, tmp_path):
     """One fixed mask a row, so that there is something to memorise."""
     args = arguments(joint_reconstruction.JointReconstructionArguments, tmp_path, max_steps=200, **RUN)
-    trainer = joint_reconstruction.build_trainer(backbone(), content_rows(PAIRS, False), args)
+    trainer = joint_reconstruction.JointReconstructionTrainer(backbone(), args, content_rows(PAIRS, False))
     trainer.train_dataset = FixedMasks(trainer.train_dataset)
     trainer.train_or_resume()
     first = next(entry for entry in trainer.state.log_history if "patch_loss" in entry)
@@ -65,7 +65,7 @@ def test_eos_carries_a_caption(backbone, tmp_path, layout):
     rows = content_rows(PAIRS, True)
     args = arguments(eos_bridge.EosBridgeArguments, tmp_path, max_steps=200, text_mask_ratio=1.0, layout=layout, **RUN)
     loaded = backbone()
-    trainer = eos_bridge.build_trainer(loaded, rows, args)
+    trainer = eos_bridge.EosBridgeTrainer(loaded, args, rows)
     trainer.train_dataset = FixedMasks(trainer.train_dataset)
     trainer.train_or_resume()
 
@@ -93,7 +93,7 @@ def test_eos_carries_the_captions_of_real_photographs(photo_data, tmp_path):
     write_tiny_backbone(tmp_path / "backbone", [row.text for row in rows])
     backbone = load_backbone(tmp_path / "backbone", ImageBudget((4, 16)), attention="bidirectional")
     args = arguments(eos_bridge.EosBridgeArguments, tmp_path, max_steps=200, text_mask_ratio=1.0, **RUN)
-    trainer = eos_bridge.build_trainer(backbone, rows, args)
+    trainer = eos_bridge.EosBridgeTrainer(backbone, args, rows)
     trainer.train_dataset = FixedMasks(trainer.train_dataset)
     trainer.train_or_resume()
 
@@ -115,7 +115,7 @@ def test_contrastive_overfits(backbone, tmp_path):
     pairs = toy_pairs(PAIRS)
     loaded = backbone()
     args = arguments(contrastive.ContrastiveArguments, tmp_path, max_steps=150, **RUN)
-    trainer = contrastive.build_trainer(loaded, pairs, [], args)
+    trainer = contrastive.ContrastiveTrainer(loaded, args, pairs)
     trainer.train_or_resume()
     embedder = Embedder(as_sentence_transformer(loaded), loaded.images)
     assert InPoolEvaluator(pairs, embedder)()["validation_hit@1"] > 0.95

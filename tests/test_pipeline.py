@@ -28,8 +28,11 @@ from cocoa.pairs import Side
 from cocoa.pipeline import train
 from cocoa.recipe import parse_recipe
 from cocoa.stage_data import StageData
+from cocoa.stages import saving
+from cocoa.stages.training import StageTrainer
 
 FOLDERS = ("1-joint_reconstruction", "2-eos_bridge", "final")
+EXPLAINED = {"README.md", "recipe.yaml", "environment.json", "metrics.jsonl"}
 VARIANTS = [("qwen2_vl", "full"), ("qwen2_5_vl", "full"), ("qwen2_vl", "dora"), ("qwen2_5_vl", "dora")]
 
 
@@ -96,7 +99,7 @@ def test_every_stage_s_folder_is_read_by_all_with_equal_numbers(run, pictures, m
         assert {path.suffix for path in folder.rglob("*") if path.is_file()} <= {
             *(".json", ".safetensors", ".jinja", ".txt", ".md"),
         }, "a pickle, or something else that does not belong here"
-    assert {path.name for path in output.iterdir()} <= {*FOLDERS, ".lock"}
+    assert {path.name for path in output.iterdir()} - {".lock"} == {*FOLDERS, *EXPLAINED}
 
 
 @pytest.mark.slow
@@ -151,7 +154,7 @@ def test_bfloat16_is_merged_in_float32_and_rounded_once(tiny_backbone_path, phot
     untouched = load_backbone(recipe.backbone, dtype=torch.bfloat16).model.state_dict()
     assert sum(not torch.equal(found[name], untouched[name]) for name in found) > 20
     after, sides = embedded[-1]
-    again = embed(Embedder(pipeline.as_sentence_transformer(saved), saved.images), sides)
+    again = embed(Embedder(saving.as_sentence_transformer(saved), saved.images), sides)
     torch.testing.assert_close(again, after, atol=1e-6, rtol=0)  # the recorded cosine is that of the files
 
 
@@ -161,9 +164,9 @@ def test_validation_rows_are_in_no_stage_s_training_rows(tiny_backbone_path, pho
     seen = {}
     build = pipeline.build_trainer
 
-    def spy(stage, backbone, data, args):
+    def spy(stage, backbone, data, *others):
         seen[stage.name] = data
-        return build(stage, backbone, data, args)
+        return build(stage, backbone, data, *others)
 
     monkeypatch.setattr(pipeline, "build_trainer", spy)
     content = short_recipe(tiny_backbone_path(), photo_data, tmp_path, seed=10)
@@ -188,20 +191,20 @@ def test_validation_rows_are_in_no_stage_s_training_rows(tiny_backbone_path, pho
 def test_the_folder_appears_only_when_whole(recipe, tmp_path, monkeypatch, schedule):
     recipe.stages[0].options["lr_scheduler_type"] = schedule
     whole = train(dataclasses.replace(recipe, output_dir=tmp_path / "whole"))
-    save = pipeline.save_checkpoint
+    save = saving.save_checkpoint
 
     def fail(backbone, folder, record):
         save(backbone, folder, record)
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(pipeline, "save_checkpoint", fail)
+    monkeypatch.setattr(saving, "save_checkpoint", fail)
     with pytest.raises(CocoaError, match=r"final.partial: cannot be written \(no space left"):
         train(recipe)
     assert not (recipe.output_dir / "final").exists()
-    monkeypatch.setattr(pipeline, "save_checkpoint", save)
+    monkeypatch.setattr(saving, "save_checkpoint", save)
     final = train(recipe)  # from the trainer's last checkpoint: the training itself is done
     assert same(weights(final), weights(whole))
-    assert {path.name for path in recipe.output_dir.iterdir()} <= {"final", ".lock"}
+    assert {path.name for path in recipe.output_dir.iterdir()} - {".lock"} == {"final", *EXPLAINED}
 
 
 def test_run_again_does_nothing(recipe):
@@ -241,7 +244,7 @@ def test_a_changed_recipe_goes_on_where_that_is_asked_for(recipe, tiny_backbone_
     content["stages"] = content["stages"][1:2]
     content["stages"][0]["eos_bridge"] |= {"max_steps": 3, "save_steps": 1}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(pipeline, "_finish", interrupt)
+        patched.setattr(StageTrainer, "save_checkpoint", interrupt)
         with pytest.raises(InterruptedError):
             train(parse_recipe(content))
     shutil.rmtree(recipe.output_dir / "trainer" / "1-eos_bridge" / "checkpoint-3")

@@ -12,7 +12,7 @@ from cocoa.embedding import load_embedder
 from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget
 from cocoa.pairs import Side
-from cocoa.stages.contrastive import ContrastiveArguments, build_trainer
+from cocoa.stages.contrastive import ContrastiveArguments, ContrastiveTrainer
 from cocoa.stages.weights import trainable
 
 K = 5
@@ -135,7 +135,7 @@ def test_the_contrastive_stage_trains_through_its_pooling(saved, variant, tmp_pa
     with_adapters(backbone)
     options = {key: value for key, value in form._asdict().items() if value}
     args = arguments(ContrastiveArguments, tmp_path, tokens_per_pass=80, max_steps=2, **options)
-    trainer = build_trainer(backbone, toy_pairs(8, datasets=2), [], args)
+    trainer = ContrastiveTrainer(backbone, args, toy_pairs(8, datasets=2))
     before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
     trainer.train()
     learned = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}

@@ -16,7 +16,6 @@ from toy import VISION
 from typer.testing import CliRunner
 
 import cocoa.preview
-from cocoa.adapters import add_adapters
 from cocoa.backbone import Form
 from cocoa.cli import app
 from cocoa.corruption import IGNORE_INDEX
@@ -83,9 +82,7 @@ def real_trainer(recipe, index, backbone_path):
     args = recipe.arguments(stage, recipe.output_dir / "trainer", disable_tqdm=True)
     backbone = load_stage_backbone(recipe, stage, str(backbone_path), args.form(None))
     data = stage_data(stage, backbone, args)
-    if recipe.lora is not None:
-        add_adapters(backbone.model, recipe.lora, [] if index == CONTRASTIVE else [backbone.mask_token_id])
-    return build_trainer(stage, backbone, data, args), backbone, data.rows or data.pairs
+    return build_trainer(stage, backbone, data, args, recipe.lora), backbone, data.rows or data.pairs
 
 
 def terminal(found):

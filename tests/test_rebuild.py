@@ -41,7 +41,9 @@ def joint(request, tiny_backbone, tmp_path_factory):
     """(checkpoint folder, trainer) of a joint reconstruction stage whose decoder has changed since it was made."""
     folder = tmp_path_factory.mktemp(request.param)
     args = arguments(joint_reconstruction.JointReconstructionArguments, folder / "trainer", batch_size=4, max_steps=2)
-    trainer = joint_reconstruction.build_trainer(tiny_backbone(request.param), content_rows(8, bridge=False), args)
+    trainer = joint_reconstruction.JointReconstructionTrainer(
+        tiny_backbone(request.param), args, content_rows(8, bridge=False)
+    )
     trainer.train()
     save(folder, trainer)
     save_patch_decoder(trainer.model.patch_decoder, folder)
@@ -61,7 +63,7 @@ def bridged(tiny_backbone, tmp_path_factory):
     for row in content_rows(24, bridge=True):
         lengths[len(backbone.encode_text(row.text))].append(row)
     rows = next(rows for rows in lengths.values() if len(rows) >= 2)[:2]
-    trainer = eos_bridge.build_trainer(backbone, rows, args)
+    trainer = eos_bridge.EosBridgeTrainer(backbone, args, rows)
     trainer.train()
     save(folder, trainer)
     return folder, trainer

@@ -8,7 +8,7 @@ import yaml
 
 from cocoa.architectures import EMBEDDED
 from cocoa.backbone import Form
-from cocoa.pipeline import add_stage_adapters, build_trainer, load_stage_backbone, stage_forms
+from cocoa.pipeline import build_trainer, load_stage_backbone, stage_forms
 from cocoa.recipe import load_recipe
 from cocoa.stage_data import stage_data
 
@@ -120,8 +120,7 @@ def test_a_recipe_that_ships_builds_all_its_objects(path, tiny_backbone_path, ph
         args = recipe.arguments(stage, tmp_path)
         loaded = load_stage_backbone(recipe, stage, recipe.backbone, form)
         data = stage_data(stage, loaded, args)
-        add_stage_adapters(recipe, loaded, args)
-        trainer = build_trainer(stage, loaded, data, args)
+        trainer = build_trainer(stage, loaded, data, args, recipe.lora)
         batch = next(iter(trainer.get_train_dataloader()))
         tensors = [value for part in batch.get("passes", [batch]) for value in part.values() if torch.is_tensor(value)]
         assert tensors and all(torch.isfinite(tensor).all() for tensor in tensors)

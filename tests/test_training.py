@@ -32,19 +32,21 @@ def make_trainer(stage, backbone, folder, rows=20, **options):
     prepared(backbone, stage)
     if stage == "compression":
         args = arguments(compression.CompressionArguments, folder, compression_tokens=4, **options)
-        return compression.build_trainer(backbone, dialogues(rows), args)
+        return compression.CompressionTrainer(backbone, args, dialogues(rows))
     if stage == "joint_reconstruction":
         args = arguments(joint_reconstruction.JointReconstructionArguments, folder, **options)
-        return joint_reconstruction.build_trainer(backbone, content_rows(rows, False), args)
+        return joint_reconstruction.JointReconstructionTrainer(backbone, args, content_rows(rows, False))
     if stage == "eos_bridge":
         args = arguments(eos_bridge.EosBridgeArguments, folder, **options)
-        return eos_bridge.build_trainer(backbone, content_rows(rows, True), args)
+        return eos_bridge.EosBridgeTrainer(backbone, args, content_rows(rows, True))
     pairs = toy_pairs(rows)
     if stage.startswith("mostly texts"):  # so that a process may have no image in a batch
         pairs = [replace(pair, query=Side(text=f"{i}")) if i % 7 else pair for i, pair in enumerate(pairs)]
     known = {"tokens_per_pass": 100, "passes_kept": 100 if stage.endswith("kept") else 1}
+    if stage == "matching":
+        known |= {"attention": "causal", "pooling": "compression", "compression_tokens": 4}
     args = arguments(contrastive.ContrastiveArguments, folder, **known | options)
-    return contrastive.build_trainer(backbone, pairs, [], args)
+    return contrastive.ContrastiveTrainer(backbone, args, pairs)
 
 
 def weights(trainer):
@@ -300,7 +302,7 @@ def test_temperature_and_equal_targets_are_used(tiny_backbone, tmp_path, tempera
     pairs = [replace(pair, target=toy_pairs(2)[i % 2].target) for i, pair in enumerate(toy_pairs(4))]
     options = {"temperature": temperature, "mask_equal_targets": masked, "batch_size": 4, "max_steps": 1}
     args = arguments(contrastive.ContrastiveArguments, tmp_path, **options)
-    trainer = contrastive.build_trainer(tiny_backbone(), pairs, [], args)
+    trainer = contrastive.ContrastiveTrainer(tiny_backbone(), args, pairs)
     backbone = tiny_backbone()
     model = as_sentence_transformer(backbone)
     queries, targets = (

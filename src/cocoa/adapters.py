@@ -33,6 +33,12 @@ class Lora:
         vision: names of the vision tower's block layers to adapt; empty freezes the tower.
         embeddings: `new` trains the rows of the tokens that a stage brings in (mask, compression tokens); `all` the
             whole matrix of token embeddings, as CoMa does (with a tied head, that too).
+
+    Example:
+        >>> import cocoa
+        >>> lora = cocoa.Lora(r=16, vision=("qkv", "fc1", "fc2"))  # to a trainer: EosBridgeTrainer(..., lora=lora)
+        >>> lora.r, lora.dora
+        (16, True)
     """
 
     r: int = 8

@@ -60,6 +60,12 @@ class Backbone:
         pooling: what the embedding is made of; see `Form`.
         compression_tokens: how many close an input in EOS' place; 0 unless they are what is pooled.
         encoded: what `encode_side` has made of each prompt and image, where it is to be kept; else None.
+
+    Example:
+        >>> import cocoa
+        >>> backbone = cocoa.load_backbone("mini-qwen2-vl")
+        >>> backbone.tokenizer.decode(backbone.encode_side(cocoa.Side("Find it.", "a red star"))["input_ids"])
+        'Find it. a red star<|im_end|>'
     """
 
     model: PreTrainedModel
@@ -212,6 +218,11 @@ def load_backbone(
     Raises:
         CocoaError: no such checkpoint, another architecture, a sliding window, no free embedding row for
             a special token, another number of compression tokens, or weights missing from the files.
+
+    Example:
+        >>> import cocoa
+        >>> cocoa.load_backbone("mini-qwen2-vl", cocoa.ImageBudget((4, 64)), attention="bidirectional").form
+        Form(attention='bidirectional', pooling='lasttoken', compression_tokens=0)
     """
     name = str(name)
     source = locate(name)

@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cocoa.cli_data import dialogues, embed, is_main_process, mine, named_subsets, scenes, validate
+from cocoa.cli_publish import card, push
 from cocoa.cli_search import app as search_page
 from cocoa.cli_search import index, search
 from cocoa.errors import CocoaError
@@ -128,7 +129,7 @@ def evaluate(
         console.print(f"score files: {escape(str(output))}; beside published numbers: {where}", soft_wrap=True)
 
 
-for _command in (validate, scenes, dialogues, mine, embed):
+for _command in (validate, scenes, dialogues, mine, embed, card, push):
     app.command()(_command)
 app.command()(index)
 app.command()(search)

@@ -9,6 +9,14 @@ class CocoaError(Exception):
 
     The message is one line that names the file, row or key, and the remedy. The command line prints
     it without a traceback and exits with status 2; every other exception is a bug of ours.
+
+    Example:
+        >>> import cocoa
+        >>> try:
+        ...     cocoa.read_pairs("none.jsonl")
+        ... except cocoa.CocoaError as error:
+        ...     print(error)
+        data.train: none.jsonl: no such file or folder
     """
 
     def __init__(self, message: str) -> None:

@@ -73,6 +73,15 @@ def evaluate(
 
     Raises:
         CocoaError: a mistake in the data or the model's name, or an embedding that is not finite.
+
+    Example:
+        >>> import cocoa, json, pathlib
+        >>> words = ("one", "two", "three")
+        >>> rows = [{"query": {"text": f"{word} stars"}, "target": {"text": f"stars: {word}"}} for word in words]
+        >>> _ = pathlib.Path("held-out.json").write_text(json.dumps(rows))
+        >>> summary = cocoa.evaluate("mini-qwen2-vl", "held-out.json", "scores")
+        >>> list(summary["datasets"])
+        ['held-out']
     """
     bad = BadRows(on_bad_row)
     found = read_data(data, subsets, split, image_root, bad, prompt_style)

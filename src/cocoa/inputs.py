@@ -27,6 +27,11 @@ class ImageBudget:
         tokens: least and most merged tokens an image; it is never cut, always resized.
         resize: `aspect` keeps the aspect ratio; `square` squashes every image to the largest square that
             fits, as the released code does.
+
+    Example:
+        >>> import cocoa
+        >>> cocoa.ImageBudget((4, 64)).tokens
+        (4, 64)
     """
 
     tokens: tuple[int, int] = (4, 256)

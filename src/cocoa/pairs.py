@@ -27,6 +27,11 @@ class Side:
 
     `text_is_content` is False where a reader could not tell the instruction in `text` from the content
     (a paraphrase it does not know): the side is embedded as it is, and never rebuilt.
+
+    Example:
+        >>> import cocoa
+        >>> cocoa.Side(instruction="Find the picture:", text="a red star").prompt()
+        'Find the picture: a red star'
     """
 
     instruction: str = ""
@@ -61,6 +66,11 @@ class Pair:
 
     `row` counts the rows of a parquet split from 0, the lines (or list items) of a file from 1. `dialogue` is a
     conversation on the query's image (CoMa); such a row may have no target.
+
+    Example:
+        >>> import cocoa
+        >>> cocoa.Pair(cocoa.Side(image="photos/1.jpg"), cocoa.Side(text="a red star"), dataset="mine", row=7).row_id
+        'mine/7'
     """
 
     query: Side

@@ -1,47 +1,42 @@
 """Running a recipe's stages in order, each from the checkpoint before it; stopped anywhere, it goes on from there.
 
 `output_dir` holds one folder a stage (`1-joint_reconstruction`, ..., the last one `final`), each a
-checkpoint that appears only once it is whole, and `trainer/`, the running stage's own files.
+checkpoint that appears only once it is whole, `trainer/`, the running stage's own files, and what
+`cocoa.run_folder` writes.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import logging
-import os
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import torch
-from peft import PeftModel
-from torch import Tensor
-from transformers import set_seed
-
-from cocoa.account import history
-from cocoa.adapters import adapted_layers, add_adapters, describe, merge_adapters
+from cocoa.adapters import Lora
 from cocoa.backbone import Backbone, Form, load_backbone
-from cocoa.checkpoint import LOG_NAME, as_sentence_transformer, recorded_form, save_checkpoint, writing
-from cocoa.embedding import Embedder
+from cocoa.checkpoint import recorded_form
 from cocoa.errors import CocoaError
 from cocoa.output_folder import claim, is_done, owned
-from cocoa.pairs import Side
 from cocoa.processes import this_process
-from cocoa.recipe import DTYPES, Recipe, Stage
+from cocoa.recipe import Recipe, Stage
+from cocoa.run_folder import LOGS, METRICS_NAME, explain
 from cocoa.stage_data import StageData, stage_data
-from cocoa.stages import compression, contrastive, eos_bridge, joint_reconstruction
 from cocoa.stages.arguments import StageArguments
-from cocoa.stages.reconstruction import Reconstructor
+from cocoa.stages.compression import CompressionArguments, CompressionTrainer
+from cocoa.stages.contrastive import ContrastiveArguments, ContrastiveTrainer
+from cocoa.stages.eos_bridge import EosBridgeArguments, EosBridgeTrainer
+from cocoa.stages.joint_reconstruction import JointReconstructionArguments, JointReconstructionTrainer
+from cocoa.stages.metrics_file import MetricsFile
+from cocoa.stages.saving import put_together
 from cocoa.stages.training import StageTrainer
-from cocoa.stages.weights import is_split, load_weights
+from cocoa.stages.weights import is_split
+from cocoa.trackers import check_trackers, names, tracking
 
 logger = logging.getLogger(__name__)
-
-PROBES = 8
-"""Inputs embedded before and after the merge."""
 
 
 def train(recipe: Recipe, accept_changes: bool = False) -> Path:
@@ -57,12 +52,28 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
 
     Raises:
         CocoaError: a mistake in recipe, data or backbone; another run in the folder, or another recipe's.
+
+    Example:
+        >>> import cocoa, json, pathlib
+        >>> rows = [{"query": {"text": f"{n} stars"}, "target": {"text": f"stars: {n}"}} for n in range(4)]
+        >>> _ = pathlib.Path("pairs.json").write_text(json.dumps(rows))
+        >>> text = "{backbone: mini-qwen2-vl, output_dir: run, data: {train: pairs.json, validation_rows: 0}, "
+        >>> text += "stages: [contrastive: {batch_size: 4, max_steps: 1}]}"
+        >>> _ = pathlib.Path("recipe.yaml").write_text(text)
+        >>> cocoa.train(cocoa.load_recipe("recipe.yaml")).as_posix()
+        'run/final'
     """
     state = this_process()
     with owned(recipe.output_dir, state.is_main_process):
         folders = enumerate(stage_folders(recipe), 1)
         done = [is_done(folder, recipe.settings(stages), accept_changes) for stages, folder in folders]
         forms = stage_forms(recipe)  # a mistake in a later stage is found before the first one
+        for index, stage in enumerate(recipe.stages):
+            with of_stage(stage):
+                check_trackers(stage_arguments(recipe, index))
+        if not all(done) and state.is_main_process:
+            claim_stage(recipe, done.index(False), accept_changes)
+            explain(recipe, stage_folders(recipe))
         source = recipe.backbone
         for index, stage in enumerate(recipe.stages):
             folder = stage_folder(recipe, index)
@@ -89,48 +100,61 @@ def stage_folders(recipe: Recipe) -> list[Path]:
 def run_stage(recipe: Recipe, index: int, source: str, form: Form, accept_changes: bool = False) -> None:
     """Train one stage from the checkpoint `source`, read as `form` says, and write its own."""
     stage, state = recipe.stages[index], this_process()
-    trainer_folder = recipe.output_dir / "trainer" / f"{index + 1}-{stage.name}"
     if state.is_main_process:
-        claim(trainer_folder, recipe.settings(index + 1), accept_changes)
-    noisy = sys.stderr.isatty() and state.is_local_main_process and not stage.options.get("disable_tqdm")
-    args = recipe.arguments(stage, trainer_folder, disable_tqdm=not noisy)
-
-    set_seed(recipe.seed)
+        claim_stage(recipe, index, accept_changes)
+    args = stage_arguments(recipe, index)
     backbone = load_stage_backbone(recipe, stage, source, form)
     data = stage_data(stage, backbone, args)
-    what = describe(adapted_layers(backbone.model, recipe.lora)) if recipe.lora else "all weights"
-    adapters = add_stage_adapters(recipe, backbone, args)
-    trainer = build_trainer(stage, backbone, data, args)
-    logger.info("stage %s: %d rows, training %s", stage.name, sum(data.datasets().values()), what)
+    trainer = build_trainer(stage, backbone, data, args, recipe.lora)
+    logger.info("stage %s: %d rows, training %s", stage.name, sum(data.datasets().values()), trainer.trained)
     for reason, count in sum(data.left_out.values(), Counter()).most_common():
         logger.info("stage %s: %d rows left out: %s", stage.name, count, reason)
-    trainer.train_or_resume()
+    name, output = numbered(recipe, index), recipe.output_dir
+    trainer.add_callback(MetricsFile(output / METRICS_NAME, name))
+    with tracking(trainer, output / LOGS / name, output):
+        trainer.train_or_resume()
 
-    state.wait_for_everyone()
     weights = trainer.trained_weights() if is_split(trainer.model) else None
+    if weights is not None and state.is_main_process:
+        put_together(trainer, load_stage_backbone(recipe, stage, source, form), recipe.lora, weights)
+    record = {
+        "source": source,
+        "fingerprint": recipe.fingerprint(index + 1),
+        "settings": recipe.settings(index + 1),
+        "options": stage.options,
+        "left_out": {dataset: dict(reasons) for dataset, reasons in data.left_out.items()},
+    }
+    trainer.save_checkpoint(stage_folder(recipe, index), recipe.image.evaluation(), record)
     if state.is_main_process:
-        if weights is not None:
-            backbone = load_stage_backbone(recipe, stage, source, form)
-            adapters = add_stage_adapters(recipe, backbone, args)
-            trainer.model = trainer.model.anew(backbone)
-            load_weights(trainer.model, weights)
-        record = {
-            "stage": stage.name,
-            "source": source,
-            "fingerprint": recipe.fingerprint(index + 1),
-            "settings": recipe.settings(index + 1),
-            "options": stage.options,
-            "seed": recipe.seed,
-            "steps": trainer.state.global_step,
-            **trainer.account,
-            "history": history(source),
-            "rows": dict(data.datasets()),
-            "left_out": {dataset: dict(reasons) for dataset, reasons in data.left_out.items()},
-            "trained": what,
-        }
-        _finish(recipe, backbone, adapters, probes(data), stage_folder(recipe, index), record, trainer)
-        shutil.rmtree(trainer_folder.parent)
+        shutil.rmtree(Path(args.output_dir).parent)
     state.wait_for_everyone()
+
+
+def numbered(recipe: Recipe, index: int) -> str:
+    """What a stage is called where stages of one name are to differ: `1-joint_reconstruction`."""
+    return f"{index + 1}-{recipe.stages[index].name}"
+
+
+def claim_stage(recipe: Recipe, index: int, accept_changes: bool) -> None:
+    """Mark the folder of a stage's trainer as this run's; see `claim`."""
+    claim(recipe.output_dir / "trainer" / numbered(recipe, index), recipe.settings(index + 1), accept_changes)
+
+
+def stage_arguments(recipe: Recipe, index: int) -> StageArguments:
+    """A stage's arguments as it trains with them: in its own folder, under its own name, quiet without a terminal."""
+    stage, name = recipe.stages[index], numbered(recipe, index)
+    noisy = sys.stderr.isatty() and this_process().is_local_main_process and not stage.options.get("disable_tqdm")
+    named = names(stage.options, recipe.output_dir.name, name)
+    return recipe.arguments(stage, recipe.output_dir / "trainer" / name, disable_tqdm=not noisy, **named)
+
+
+@contextmanager
+def of_stage(stage: Stage) -> Iterator[None]:
+    """Within it the message of a mistake begins with the stage."""
+    try:
+        yield
+    except CocoaError as error:
+        raise CocoaError(f"stages.{stage.name}: {error}") from None
 
 
 def stage_forms(recipe: Recipe) -> list[Form]:
@@ -145,14 +169,12 @@ def stage_forms(recipe: Recipe) -> list[Form]:
     there = known.compression_tokens if known else 0
     for stage in recipe.stages:
         args = recipe.arguments(stage, recipe.output_dir)
-        try:
+        with of_stage(stage):
             form = args.form(known)
             if form.compression_tokens and not there:
                 load_backbone(recipe.backbone, weights=False, **form._asdict())  # is there room for them?
             if there and form.compression_tokens not in (0, there):
                 raise CocoaError(f"compression_tokens: {form.compression_tokens}, but there are {there}")
-        except CocoaError as error:
-            raise CocoaError(f"stages.{stage.name}: {error}") from None
         forms.append(form)
         known, there = form, form.compression_tokens or there
     return forms
@@ -164,81 +186,24 @@ def load_stage_backbone(recipe: Recipe, stage: Stage, source: str, form: Form, w
     Raises:
         CocoaError: see `load_backbone`; the message names the stage.
     """
-    try:
+    with of_stage(stage):
         return load_backbone(source, stage.image.train(), recipe.load_dtype, weights=weights, **form._asdict())
-    except CocoaError as error:
-        raise CocoaError(f"stages.{stage.name}: {error}") from None
 
 
-def add_stage_adapters(recipe: Recipe, backbone: Backbone, args: StageArguments) -> PeftModel | None:
-    """Adapters as the recipe says, with the rows of the tokens that the stage brings in; None for full tuning.
-
-    Those are the compression tokens where they are pooled, and the mask token where masks are predicted.
-    """
-    if recipe.lora is None:
-        return None
-    tokens = backbone.compression_token_ids
-    if isinstance(args, (joint_reconstruction.JointReconstructionArguments, eos_bridge.EosBridgeArguments)):
-        tokens = [backbone.mask_token_id]
-    return add_adapters(backbone.model, recipe.lora, tokens)
-
-
-def build_trainer(stage: Stage, backbone: Backbone, data: StageData, args: StageArguments) -> StageTrainer:
+def build_trainer(
+    stage: Stage, backbone: Backbone, data: StageData, args: StageArguments, lora: Lora | None
+) -> StageTrainer:
     """The stage's trainer over its data.
 
     Raises:
         CocoaError: arguments that do not fit the data; the message names the stage.
     """
-    try:
-        if isinstance(args, joint_reconstruction.JointReconstructionArguments):
-            return joint_reconstruction.build_trainer(backbone, data.rows, args)
-        if isinstance(args, eos_bridge.EosBridgeArguments):
-            return eos_bridge.build_trainer(backbone, data.rows, args)
-        if isinstance(args, compression.CompressionArguments):
-            return compression.build_trainer(backbone, data.rows, args)
-        assert isinstance(args, contrastive.ContrastiveArguments)
-        return contrastive.build_trainer(backbone, data.pairs, data.validation, args)
-    except CocoaError as error:
-        raise CocoaError(f"stages.{stage.name}: {error}") from None
-
-
-def probes(data: StageData) -> list[Side]:
-    """A few inputs of the stage, to compare embeddings before and after the merge."""
-    return [row.side for row in data.rows[:PROBES]] or [pair.query for pair in data.pairs[:PROBES]]
-
-
-def _finish(
-    recipe: Recipe,
-    backbone: Backbone,
-    adapters: PeftModel | None,
-    sides: list[Side],
-    folder: Path,
-    record: dict[str, Any],
-    trainer: StageTrainer,
-) -> None:
-    """Merge in float32, round once, and write the checkpoint so that it appears only when whole."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    backbone.model.eval()
-
-    def embed() -> Tensor:
-        model, length = as_sentence_transformer(backbone), trainer.args.max_length
-        return Embedder(model, backbone.images, length, ending=backbone.ending).embed(sides)
-
-    with writing(partial):
-        partial.mkdir(parents=True)
-        before = embed()
-        if adapters is not None:
-            backbone.model = merge_adapters(adapters, partial / "adapter")
-        for parameter in backbone.model.parameters():  # model.to(...) would round the rotary frequencies too
-            parameter.data = parameter.data.to(DTYPES[recipe.dtype])
-        after = embed()
-        cosine = torch.nn.functional.cosine_similarity(before, after).min().item()
-        logger.info("least cosine between embeddings before the merge and as saved: %.6f", cosine)
-        backbone.set_image_budget(recipe.image.evaluation())
-        save_checkpoint(backbone, partial, {**record, "merge_cosine": cosine})
-        if isinstance(trainer.model, Reconstructor) and trainer.model.patch_decoder is not None:
-            joint_reconstruction.save_patch_decoder(trainer.model.patch_decoder, partial)
-        log = json.dumps(trainer.state.log_history, indent=1)
-        (partial / LOG_NAME).write_text(log, encoding="utf-8")
-        os.replace(partial, folder)
+    with of_stage(stage):
+        if isinstance(args, JointReconstructionArguments):
+            return JointReconstructionTrainer(backbone, args, data.rows, lora)
+        if isinstance(args, EosBridgeArguments):
+            return EosBridgeTrainer(backbone, args, data.rows, lora)
+        if isinstance(args, CompressionArguments):
+            return CompressionTrainer(backbone, args, data.rows, lora)
+        assert isinstance(args, ContrastiveArguments)
+        return ContrastiveTrainer(backbone, args, data.pairs, data.validation, lora)

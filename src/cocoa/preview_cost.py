@@ -15,7 +15,6 @@ from transformers import PretrainedConfig
 from cocoa.backbone import Backbone
 from cocoa.errors import CocoaError
 from cocoa.estimate import Estimate, Layer, Stack, Tuning, stage_flops, stage_memory
-from cocoa.pipeline import add_stage_adapters
 from cocoa.preview_samples import Measured
 from cocoa.recipe import DTYPES, Recipe
 from cocoa.reconstruction import LOGITS_AT_ONCE, PatchDecoder
@@ -23,12 +22,13 @@ from cocoa.stages.arguments import StageArguments
 from cocoa.stages.contrastive import ContrastiveArguments
 from cocoa.stages.joint_reconstruction import JointReconstructionArguments
 from cocoa.stages.reconstruction import Reconstructor
+from cocoa.stages.start import stage_adapters
 from cocoa.stages.weights import trainable
 
 
 def stage_model(recipe: Recipe, backbone: Backbone, args: StageArguments) -> nn.Module:
     """What the stage trains, adapters in place, as its trainer holds it."""
-    add_stage_adapters(recipe, backbone, args)
+    stage_adapters(backbone, args, recipe.lora)
     if isinstance(args, ContrastiveArguments):
         return backbone.model.model
     if not isinstance(args, JointReconstructionArguments):

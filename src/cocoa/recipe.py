@@ -20,6 +20,7 @@ import torch
 from cocoa.adapters import Lora
 from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget
+from cocoa.overrides import apply_override
 from cocoa.parsing import as_list, as_mapping, build, check_keys, convert, suggest
 from cocoa.sources import DataConfig
 from cocoa.stages.arguments import StageArguments
@@ -45,9 +46,11 @@ _GIVEN_ELSEWHERE = {
     "hard_negatives": "data.hard_negatives",
     "on_bad_row": "data.on_bad_row",
     "max_bad_share": "data.max_bad_share",
+    "hub_token": "`hf auth login`, so that no file holds it",
+    "push_to_hub": "`cocoa push` once the run is done",
 }
 _WITHOUT_EFFECT = (
-    *("report_to", "run_name", "logging_", "log_", "disable_tqdm"),
+    *("report_to", "run_name", "project", "trackio_", "logging_", "log_", "disable_tqdm"),
     *("save_strategy", "save_steps", "save_total_limit", "dataloader_num_workers"),
     *("tokens_per_pass", "gradient_checkpointing", "activation_checkpointing", "cache_inputs"),
     *("on_nonfinite", "on_bad_row", "max_bad_share"),
@@ -130,7 +133,7 @@ class Recipe:
             return STAGES[stage.name](**options)
         except CocoaError as error:
             raise CocoaError(f"stages.{stage.name}: {error}") from None
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OSError, ImportError) as error:  # of the library's own arguments
             raise CocoaError(f"stages.{stage.name}: {str(error).splitlines()[0]}") from error
 
     def settings(self, stages: int) -> dict[str, Any]:
@@ -170,6 +173,14 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
     Raises:
         CocoaError: no such file, no YAML, an unknown or missing key, a value of the wrong type.
+
+    Example:
+        >>> import cocoa, pathlib
+        >>> text = "{backbone: mini-qwen2-vl, output_dir: run, data: {train: pairs.jsonl}, stages: [contrastive]}"
+        >>> _ = pathlib.Path("recipe.yaml").write_text(text)
+        >>> recipe = cocoa.load_recipe("recipe.yaml", ["stages.contrastive.max_steps=100"])
+        >>> recipe.stages[0].options
+        {'max_steps': 100}
     """
     path = Path(path)
     try:
@@ -183,7 +194,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     if not isinstance(content, dict):
         raise CocoaError(f"{path}: a recipe is a mapping of keys; see recipes/ for examples")
     for override in overrides:
-        _apply_override(content, override)
+        apply_override(content, override)
     try:
         return parse_recipe(content)
     except CocoaError as error:
@@ -258,42 +269,3 @@ def _stage(entry: Any, index: int, data: Mapping[str, Any], image: Mapping[str, 
     stage_data = build(DataConfig, {**data, **own_data}, f"{where}.data" if own_data else "data")
     stage_image = _image({**image, **own_image}, f"{where}.image" if own_image else "image")
     return Stage(name, options, stage_data, stage_image)
-
-
-def _apply_override(content: dict[str, Any], override: str) -> None:
-    """Set one dotted key of a recipe's mapping."""
-    dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
-        raise CocoaError(f"{override!r}: an override is key=value, dotted, such as stages.contrastive.max_steps=100")
-    *parents, last = dotted.split(".")
-    node: Any = content
-    for depth, part in enumerate(parents):
-        where = ".".join(parents[: depth + 1])
-        if isinstance(node, list):
-            node = _stage_of(node, part, where)
-        elif isinstance(node, dict):
-            if node.get(part) is None:
-                node[part] = {}
-            node = node[part]
-        else:
-            raise CocoaError(f"{where}: not a mapping, so {override!r} cannot be applied")
-    if isinstance(node, list):
-        raise CocoaError(f"{override!r}: name a key of the stage, such as {dotted}.max_steps=100")
-    if not isinstance(node, dict):
-        raise CocoaError(f"{'.'.join(parents)}: not a mapping, so {override!r} cannot be applied")
-    try:
-        node[last] = read_yaml(text)
-    except ValueError as error:
-        raise CocoaError(f"{override!r}: the value is not YAML ({error}); put text in quotes") from None
-
-
-def _stage_of(stages: list[Any], part: str, where: str) -> dict[str, Any]:
-    """The keys of the stage that an override means, by number or name."""
-    for index, entry in enumerate(stages):
-        if isinstance(entry, str):
-            stages[index] = entry = {entry: {}}
-        name = next(iter(as_mapping(entry, f"stages.{index}")), None)
-        if part in (name, str(index)):
-            entry[name] = as_mapping(entry.get(name) or {}, f"stages.{name}")
-            return entry[name]
-    raise CocoaError(f"{where}: the recipe has no such stage")

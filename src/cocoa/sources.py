@@ -11,21 +11,26 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from cocoa.bad_rows import Policy
 from cocoa.catalogue import NEGATIVE_COLUMNS, TRAIN_COLUMNS, pair_reader
 from cocoa.errors import CocoaError
 from cocoa.mmeb import list_subsets, read_train, select_subsets
-from cocoa.pairs import Pair, PairSet, Side, Turn, sample_rows
+from cocoa.pairs import Pair, PairSet, Side, Turn, check_images, sample_rows
 from cocoa.records import Broken, csv_records, json_records, parquet_records, read_text, refuse
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+RECORDS = "records"
+"""What the data set of records in memory is called."""
 SIDE_KEYS = ("text", "image", "instruction")
 CSV_COLUMNS = tuple(f"{side}_{key}" for side in ("query", "target") for key in SIDE_KEYS)
 
@@ -102,6 +107,43 @@ def load_pairs(config: DataConfig, seed: int) -> PairSet:
     if not result.pairs:
         raise CocoaError(f"data.train: no usable row in {', '.join(map(str, sources))} ({dict(result.left_out)})")
     return result
+
+
+def read_pairs(source: str | Path | Sequence[Mapping[str, Any]], image_root: str | Path | None = None) -> list[Pair]:
+    """Pairs from a file, from a folder in MMEB-train's layout, or from records in memory.
+
+    Args:
+        source: a file or folder as `data.train` of a recipe names it, read whole, with all negatives; or records of
+            the forms that stand in such files, whose images may be pictures in memory too.
+        image_root: what image paths are relative to, and must not leave; by default the folder, the file's folder,
+            or, for records, the working directory.
+
+    Returns:
+        The pairs; each of their image files is there. Rows that are no pairs are left out, with a warning.
+
+    Raises:
+        CocoaError: no such source, a record of another form, or a missing image; the message names file and row.
+
+    Example:
+        >>> import cocoa
+        >>> query = {"text": "a red star", "instruction": "Find the same."}
+        >>> (pair,) = cocoa.read_pairs([{"query": query, "target": {"text": "a star, red"}}])
+        >>> pair.query.prompt(), pair.target.text
+        ('Find the same. a red star', 'a star, red')
+    """
+    if isinstance(source, str | Path):
+        root = None if image_root is None else str(image_root)
+        found = load_pairs(DataConfig(str(source), image_root=root, hard_negatives=sys.maxsize), seed=0)
+    else:
+        base = os.path.abspath(image_root or "")
+        reader = pair_reader(RECORDS, lambda image: os.path.join(base, image))
+        rows = enumerate(source, 1)
+        pairs = [_json_pair(record, f"record {row}", RECORDS, row, base, reader) for row, record in rows]
+        found = PairSet(pairs, roots={RECORDS: base})
+    for dataset, reasons in found.left_out.items():
+        logger.warning("data set %s: rows left out: %s", dataset, dict(reasons))
+    check_images(found.pairs, found.roots)
+    return found.pairs
 
 
 def _file_name(path: Path) -> str:
@@ -233,7 +275,10 @@ def _side(value: Any, root: str, where: str) -> Side:
     if not isinstance(value, dict):
         raise CocoaError(f"{where}: not an object; write {{{', '.join(SIDE_KEYS)}}}, any of them left out")
     _check_keys(value, SIDE_KEYS, where)
-    text, image, instruction = (read_text(value, key, where) for key in SIDE_KEYS)
+    text, instruction = (read_text(value, key, where) for key in ("text", "instruction"))
+    if isinstance(picture := value.get("image"), Image.Image):
+        return Side(instruction, text, picture)
+    image = read_text(value, "image", where)
     if not text and not image:
         raise CocoaError(f"{where}: neither text nor image; fill it in or drop the row")
     return Side(instruction, text, os.path.join(root, image) if image else None)

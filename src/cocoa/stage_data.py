@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cocoa.backbone import Backbone
-from cocoa.catalogue import stage_rows
+from cocoa.catalogue import StageRows
 from cocoa.errors import CocoaError
 from cocoa.image_files import check_image_files, missing_images
 from cocoa.pairs import ContentPair, Pair, Side, check_images, hold_out, limit_rows
@@ -56,33 +56,18 @@ def stage_data(stage: Stage, backbone: Backbone, args: StageArguments) -> StageD
         pairs = with_images(pairs, found.roots, stage.data.max_bad_share, left_out)
         validation = with_images(validation, held, stage.data.max_bad_share, {})
     data = StageData(validation=validation, left_out=left_out)
-    if stage.name == contrastive.NAME:
+    if isinstance(args, contrastive.ContrastiveArguments):
         data.validation = [pair for pair in validation if pair.target != Side()]
-        for pair in pairs:
-            if pair.target == Side():
-                left_out.setdefault(pair.dataset, Counter())["a dialogue without a caption has no target"] += 1
-            elif all(backbone.fits(side, args.max_length) for side in pair.sides):
-                data.pairs.append(pair)
-            else:
-                left_out.setdefault(pair.dataset, Counter())["image and instruction fill max_length"] += 1
+        data.pairs, reasons = contrastive.usable_pairs(pairs, backbone, args)
         check_images(pairs, found.roots)
         check_images(validation, held)
     else:
-        found_rows = stage_rows(pairs, stage.name)
+        found_rows = usable_rows(pairs, backbone, args)
         data.rows, reasons = list(found_rows), found_rows.left_out
-        if stage.name != joint_reconstruction.NAME:
-            kept = []
-            for row in data.rows:
-                if _too_long(backbone, row, args):
-                    what = "block A" if stage.name == eos_bridge.NAME else "what is compressed"
-                    reasons.setdefault(row.dataset, Counter())[f"{what} fills max_length"] += 1
-                else:
-                    kept.append(row)
-            data.rows = kept
-        for dataset, counts in reasons.items():
-            left_out.setdefault(dataset, Counter()).update(counts)
         images = ((row.side.image, row.dataset, row.row) for row in data.rows if isinstance(row.side.image, str))
         check_image_files(images, found.roots)
+    for dataset, counts in reasons.items():
+        left_out.setdefault(dataset, Counter()).update(counts)
     if not data.datasets():
         reasons_text = "; ".join(f"{d}: {dict(r)}" for d, r in left_out.items()) or "the data is empty"
         raise CocoaError(f"stages.{stage.name}: no row of the data can be used ({reasons_text})")
@@ -160,8 +145,10 @@ def without_validation(
     return kept
 
 
-def _too_long(backbone: Backbone, row: ContentPair, args: StageArguments) -> bool:
-    """Whether the part of a row that is never cut leaves no room for what is predicted."""
+def usable_rows(pairs: Sequence[Pair], backbone: Backbone, args: StageArguments) -> StageRows:
+    """What a stage that is not contrastive rebuilds of the pairs."""
     if isinstance(args, compression.CompressionArguments):
-        return compression.too_long(backbone, row, args.max_length, args.prompt)
-    return eos_bridge.too_long(backbone, row, args.max_length)
+        return compression.usable_rows(pairs, backbone, args)
+    if isinstance(args, eos_bridge.EosBridgeArguments):
+        return eos_bridge.usable_rows(pairs, backbone, args)
+    return joint_reconstruction.usable_rows(pairs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transformers import TrainingArguments
 
-from cocoa.backbone import Form
+from cocoa.backbone import Backbone, Form
 from cocoa.bad_rows import POLICIES
 from cocoa.errors import CocoaError
 from cocoa.inputs import MAX_LENGTH
@@ -79,6 +79,10 @@ class StageArguments(TrainingArguments):
         """How the stage reads its backbone, given what the record of a checkpoint of ours says, if it is one."""
         return Form()
 
+    def new_tokens(self, backbone: Backbone) -> list[int]:
+        """Ids of the tokens that the stage brings in, whose rows adapters train too: the compression tokens, if any."""
+        return backbone.compression_token_ids
+
 
 def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
     """Refuse an argument outside (low, high].
@@ -89,3 +93,13 @@ def check_range(name: str, value: float, low: float, high: float = math.inf) -> 
     if not low < value <= high:
         limit = f"and at most {high:g}" if high < math.inf else ""
         raise CocoaError(f"{name}: {value} must be above {low:g} {limit}".rstrip())
+
+
+def less_memory(args: StageArguments) -> str:
+    """What makes a step smaller, the cheapest first; the first leaves the result as it is."""
+    knobs = [f"lower tokens_per_pass ({args.tokens_per_pass})"]
+    if getattr(args, "passes_kept", 1) > 1:
+        knobs.insert(0, f"lower passes_kept ({args.passes_kept})")
+    if not args.gradient_checkpointing:
+        knobs.append("gradient_checkpointing: true")
+    return ", then ".join([*knobs, "lower image.train_tokens", "fewer trained weights (lora)"])

@@ -14,19 +14,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from cocoa.adapters import Lora
 from cocoa.backbone import Backbone, Form
+from cocoa.catalogue import StageRows
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.errors import CocoaError
 from cocoa.inputs import inert, most_tokens
 from cocoa.pairs import ContentPair, Side, Turn
 from cocoa.special_tokens import COMPRESSION_TOKENS, EOS_TOKEN
 from cocoa.stages.arguments import check_range
-from cocoa.stages.content import ContentDataset, ReconstructionArguments
+from cocoa.stages.content import ContentDataset, ReconstructionArguments, Rows, content_rows
 from cocoa.stages.reconstruction import ReconstructionTrainer, Reconstructor
+from cocoa.stages.start import stage_adapters, stage_backbone
 
 NAME = "compression"
 PROMPT = "Summarize the above {content} in a few words."
@@ -42,6 +46,11 @@ class CompressionArguments(ReconstructionArguments):
     Args:
         compression_tokens: K, how many tokens hold the image; 32 is the paper's best of 1 to 64.
         prompt: what asks for a summary, behind the image and its text; `{content}` becomes what they are.
+
+    Example:
+        >>> import cocoa
+        >>> cocoa.CompressionArguments(output_dir="trainer").compression_tokens
+        32
     """
 
     compression_tokens: int = COMPRESSION_TOKENS
@@ -131,17 +140,47 @@ def too_long(backbone: Backbone, row: ContentPair, max_length: int, prompt: str 
     return len(backbone.encode_text(text)) + labels.count(IGNORE_INDEX) >= room
 
 
-def build_trainer(backbone: Backbone, rows: Sequence[ContentPair], args: CompressionArguments) -> ReconstructionTrainer:
+def usable_rows(pairs: Rows, backbone: Backbone, args: CompressionArguments) -> StageRows:
+    """The images of pairs with their dialogues, none of them `too_long`."""
+    return content_rows(
+        pairs, NAME, lambda row: too_long(backbone, row, args.max_length, args.prompt), "what is compressed"
+    )
+
+
+class CompressionTrainer(ReconstructionTrainer):
     """The trainer of CoMa's pre-training.
 
     Args:
-        backbone: to be trained, loaded with `pooling="compression"`; adapters (if any) already in place.
-        rows: images with their dialogues, none of them `too_long`.
+        model: to be trained: the folder, hub id or embedded name that it is loaded from, or a backbone that was loaded
+            with `pooling="compression"`.
         args: of the stage.
+        pairs: to train on, with dialogues; or a file or folder of pairs; or images with their dialogues.
+        lora: adapters to train in place of all weights.
 
     Raises:
-        CocoaError: fewer rows than a batch.
+        CocoaError: a mistake in the data, fewer rows than a batch, or a backbone that does not pool as many
+            compression tokens.
+
+    Example:
+        >>> import cocoa
+        >>> from PIL import Image
+        >>> colours = {name: Image.new("RGB", (84, 84), name) for name in ("red", "green", "blue", "white")}
+        >>> said = [(image, [{"question": "what colour?", "answer": name}]) for name, image in colours.items()]
+        >>> pairs = cocoa.read_pairs([{"query": {"image": image}, "dialogue": dialogue} for image, dialogue in said])
+        >>> args = cocoa.CompressionArguments(output_dir="trainer", batch_size=4, max_steps=1, compression_tokens=4)
+        >>> trainer = cocoa.CompressionTrainer("mini-qwen2-vl", args, pairs)
+        >>> trainer.train().global_step
+        1
+        >>> trainer.save_checkpoint("compressed").name
+        'compressed'
     """
-    return ReconstructionTrainer(
-        NAME, Reconstructor(backbone), CompressionDataset(rows, backbone, args), {"token": 1.0}
-    )
+
+    def __init__(
+        self, model: Backbone | str | Path, args: CompressionArguments, pairs: Rows, lora: Lora | None = None
+    ) -> None:
+        backbone = stage_backbone(model, args, lora)
+        rows = usable_rows(pairs, backbone, args)
+        adapters = stage_adapters(backbone, args, lora)
+        dataset = CompressionDataset(rows, backbone, args)
+        super().__init__(NAME, Reconstructor(backbone), dataset, {"token": 1.0}, adapters)
+        self.left_out = rows.left_out

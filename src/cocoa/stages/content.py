@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -11,9 +13,14 @@ from transformers.trainer_utils import IntervalStrategy
 
 from cocoa.attention import BridgeLayout
 from cocoa.backbone import Backbone
+from cocoa.catalogue import StageRows, stage_rows
 from cocoa.errors import CocoaError
-from cocoa.pairs import ContentPair, Side
+from cocoa.pairs import ContentPair, Pair, Side
+from cocoa.sources import read_pairs
 from cocoa.stages.arguments import StageArguments
+
+Rows = str | Path | Sequence[Pair] | Sequence[ContentPair]
+"""What a stage's trainer takes: a file or folder, pairs, or content that was chosen of pairs."""
 
 
 @dataclass
@@ -69,6 +76,33 @@ class ContentDataset(Dataset):
     def sample(self, row: ContentPair, epoch: int) -> dict[str, Tensor]:
         """Tensors of one row, corrupted as the epoch says."""
         raise NotImplementedError
+
+
+def content_rows(
+    pairs: Rows, stage: str, too_long: Callable[[ContentPair], bool] | None = None, never_cut: str = ""
+) -> StageRows:
+    """What a stage rebuilds of pairs; rows of content are taken as they are.
+
+    Args:
+        pairs: or the file or folder that holds them.
+        stage: its name, see `cocoa.catalogue.stage_rows`.
+        too_long: whether a row cannot be used, since the part of it that is never cut leaves no room.
+        never_cut: what that part is called.
+
+    Raises:
+        CocoaError: a mistake in the data.
+    """
+    found = read_pairs(pairs) if isinstance(pairs, str | Path) else pairs
+    rows = stage_rows([row for row in found if isinstance(row, Pair)], stage)
+    kept = StageRows()
+    kept.left_out = rows.left_out
+    for row in rows:
+        if too_long is not None and too_long(row):
+            kept.left_out.setdefault(row.dataset, Counter())[f"{never_cut} fills max_length"] += 1
+        else:
+            kept.append(row)
+    kept.extend(row for row in found if isinstance(row, ContentPair))
+    return kept
 
 
 def room_for_text(backbone: Backbone, max_length: int) -> int:

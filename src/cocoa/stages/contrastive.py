@@ -8,15 +8,18 @@ negatives (by option).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from cocoa.adapters import Lora
 from cocoa.architectures import ATTENTIONS, Attention
 from cocoa.backbone import POOLINGS, Backbone, Form, Pooling
 from cocoa.checkpoint import as_sentence_transformer
@@ -25,10 +28,12 @@ from cocoa.embedding import Embedder
 from cocoa.errors import CocoaError
 from cocoa.packing import PackedEmbedder, by_length, pack
 from cocoa.pairs import Pair, Side
+from cocoa.sources import read_pairs
 from cocoa.special_tokens import COMPRESSION_TOKENS
 from cocoa.stages.arguments import StageArguments, check_range
 from cocoa.stages.sampling import SAMPLINGS, DatasetSampling, GlobalBatchSampler
 from cocoa.stages.sharding import gathered_root
+from cocoa.stages.start import stage_adapters, stage_backbone
 from cocoa.stages.training import StageTrainer
 from cocoa.validation import InPoolEvaluator
 
@@ -56,6 +61,12 @@ class ContrastiveArguments(StageArguments):
             others twice. With gradient checkpointing a pass that is kept takes its layers' inputs alone.
         matryoshka_dims: lengths at which an embedding shall be usable too, cut and normalised (Matryoshka
             representation learning, arXiv 2205.13147): the loss is the mean over them and the whole embedding.
+
+    Example:
+        >>> import cocoa
+        >>> args = cocoa.ContrastiveArguments(output_dir="trainer", batch_size=64, pooling="mean", hard_negatives=2)
+        >>> args.temperature, args.pooling
+        (0.02, 'mean')
     """
 
     batch_size: int = 256
@@ -153,14 +164,54 @@ class PairDataset(Dataset):
 
 
 class ContrastiveTrainer(StageTrainer):
-    """Embeds a batch pass by pass, and takes in-pool hit@1 where another trainer takes its loss on held-out rows."""
+    """The trainer of stage 3.
+
+    Embeds a batch pass by pass, and takes in-pool hit@1 where another trainer takes its loss on held-out rows.
+
+    Args:
+        model: to be trained: the folder, hub id or embedded name that it is loaded from, or a backbone, whose attention
+            and pooling stay where `args` leaves them out.
+        args: of the stage.
+        pairs: to train on; or a file or folder of pairs.
+        validation: held-out pairs for in-pool hit@1; may be empty.
+        lora: adapters to train in place of all weights.
+
+    Raises:
+        CocoaError: a mistake in the data, or fewer pairs than a batch.
+
+    Example:
+        >>> import cocoa
+        >>> from PIL import Image
+        >>> colours = {name: Image.new("RGB", (84, 84), name) for name in ("red", "green", "blue", "white")}
+        >>> sides = [({"image": image}, {"text": f"a {name} square"}) for name, image in colours.items()]
+        >>> pairs = cocoa.read_pairs([{"query": query, "target": target} for query, target in sides])
+        >>> args = cocoa.ContrastiveArguments(output_dir="trainer", batch_size=4, max_steps=1)
+        >>> trainer = cocoa.ContrastiveTrainer("mini-qwen2-vl", args, pairs)
+        >>> trainer.train().global_step
+        1
+        >>> trainer.save_checkpoint("model").name
+        'model'
+        >>> from sentence_transformers import SentenceTransformer
+        >>> SentenceTransformer("model").encode([{"image": colours["red"]}, "a red square"]).shape
+        (2, 128)
+    """
 
     def __init__(
-        self, backbone: Backbone, pairs: Sequence[Pair], validation: Sequence[Pair], args: ContrastiveArguments
+        self,
+        model: Backbone | str | Path,
+        args: ContrastiveArguments,
+        pairs: str | Path | Sequence[Pair],
+        validation: Sequence[Pair] = (),
+        lora: Lora | None = None,
     ) -> None:
+        backbone = stage_backbone(model, args, lora)
         whole = backbone.model.config.text_config.hidden_size
         if long := [dim for dim in args.matryoshka_dims if dim > whole]:
             raise CocoaError(f"matryoshka_dims {long}: an embedding has {whole} numbers")
+        pairs, left_out = usable_pairs(read_pairs(pairs) if isinstance(pairs, str | Path) else pairs, backbone, args)
+        adapters = stage_adapters(backbone, args, lora)
+        if not validation:
+            args.eval_strategy = "no"
         datasets = [pair.dataset for pair in pairs]
         pieces = (args.batch_size, args.per_device_train_batch_size)
         super().__init__(
@@ -173,9 +224,11 @@ class ContrastiveTrainer(StageTrainer):
             sampler=GlobalBatchSampler(
                 datasets, *pieces, args.seed, args.sub_batch_size, dataset_sampling=args.dataset_sampling
             ),
+            adapters=adapters,
         )
-        model = as_sentence_transformer(backbone)
-        embedder = Embedder(model, backbone.images, args.max_length, ending=backbone.ending)
+        self.left_out = left_out
+        served = as_sentence_transformer(backbone)
+        embedder = Embedder(served, backbone.images, args.max_length, ending=backbone.ending)
         self.evaluator = InPoolEvaluator(validation, embedder)
 
     def compute_loss(
@@ -216,20 +269,17 @@ def collate(rows: Sequence[dict[str, Any]], backbone: Backbone, tokens: int) -> 
     return {"passes": passes, "places": places, "ids": ids.contiguous()}
 
 
-def build_trainer(
-    backbone: Backbone, pairs: Sequence[Pair], validation: Sequence[Pair], args: ContrastiveArguments
-) -> ContrastiveTrainer:
-    """The trainer of stage 3.
-
-    Args:
-        backbone: to be trained, adapters (if any) already in place.
-        pairs: to train on.
-        validation: held-out pairs for in-pool hit@1; may be empty.
-        args: of the stage.
-
-    Raises:
-        CocoaError: fewer pairs than a batch.
-    """
-    if not validation:
-        args.eval_strategy = "no"
-    return ContrastiveTrainer(backbone, pairs, validation, args)
+def usable_pairs(
+    pairs: Sequence[Pair], backbone: Backbone, args: ContrastiveArguments
+) -> tuple[list[Pair], dict[str, Counter[str]]]:
+    """The pairs that have a target and fit into `max_length`; and of the others how many, by data set and reason."""
+    kept: list[Pair] = []
+    left_out: dict[str, Counter[str]] = {}
+    for pair in pairs:
+        if pair.target == Side():
+            left_out.setdefault(pair.dataset, Counter())["a dialogue without a caption has no target"] += 1
+        elif all(backbone.fits(side, args.max_length) for side in pair.sides):
+            kept.append(pair)
+        else:
+            left_out.setdefault(pair.dataset, Counter())["image and instruction fill max_length"] += 1
+    return kept, left_out

@@ -7,21 +7,24 @@ where it is silent: a B of up to three tokens is hidden whole; `layout: strict` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from cocoa.adapters import Lora
 from cocoa.attention import BRIDGE_LAYOUTS, BridgeLayout
 from cocoa.backbone import Backbone
+from cocoa.catalogue import StageRows
 from cocoa.corruption import mask_text, row_generator
 from cocoa.errors import CocoaError
 from cocoa.inputs import most_tokens
 from cocoa.pairs import ContentPair, Side
 from cocoa.stages.arguments import check_range
-from cocoa.stages.content import ContentDataset, ReconstructionArguments, room_for_text
+from cocoa.stages.content import ContentDataset, ReconstructionArguments, Rows, content_rows, room_for_text
 from cocoa.stages.reconstruction import ReconstructionTrainer, Reconstructor
+from cocoa.stages.start import stage_adapters, stage_backbone
 
 NAME = "eos_bridge"
 WHOLE_UP_TO = 3
@@ -36,6 +39,11 @@ class EosBridgeArguments(ReconstructionArguments):
         text_mask_ratio: share of block B's tokens that are hidden.
         layout: `published` (EOS sees A and B), `strict` (EOS sees A only, as at inference), or the control, `full`
             (nothing is cut: B sees A, and EOS need carry nothing).
+
+    Example:
+        >>> import cocoa
+        >>> cocoa.EosBridgeArguments(output_dir="trainer", layout="strict").text_mask_ratio
+        0.7
     """
 
     text_mask_ratio: float = 0.7
@@ -46,6 +54,10 @@ class EosBridgeArguments(ReconstructionArguments):
         check_range("text_mask_ratio", self.text_mask_ratio, 0, 1)
         if self.layout not in BRIDGE_LAYOUTS:
             raise CocoaError(f"layout {self.layout!r}: choose one of {', '.join(BRIDGE_LAYOUTS)}")
+
+    def new_tokens(self, backbone: Backbone) -> list[int]:
+        """Id of the mask token."""
+        return [backbone.mask_token_id]
 
 
 class EosBridgeDataset(ContentDataset):
@@ -112,15 +124,43 @@ def too_long(backbone: Backbone, row: ContentPair, max_length: int) -> bool:
     return most_tokens(prompt) >= room and len(backbone.encode_text(prompt)) >= room
 
 
-def build_trainer(backbone: Backbone, rows: Sequence[ContentPair], args: EosBridgeArguments) -> ReconstructionTrainer:
+def usable_rows(pairs: Rows, backbone: Backbone, args: EosBridgeArguments) -> StageRows:
+    """What pairs give the bridge, none of it `too_long`."""
+    return content_rows(pairs, NAME, lambda row: too_long(backbone, row, args.max_length), "block A")
+
+
+class EosBridgeTrainer(ReconstructionTrainer):
     """The trainer of stage 2.
 
     Args:
-        backbone: to be trained, adapters (if any) already in place.
-        rows: block A and the text of block B, each; none of them `too_long`.
+        model: to be trained: a backbone, or the folder, hub id or embedded name that it is loaded from.
         args: of the stage.
+        pairs: to train on; or a file or folder of pairs; or block A and the text of block B, each.
+        lora: adapters to train in place of all weights.
 
     Raises:
-        CocoaError: fewer rows than a batch.
+        CocoaError: a mistake in the data, or fewer rows than a batch.
+
+    Example:
+        >>> import cocoa
+        >>> from PIL import Image
+        >>> colours = {name: Image.new("RGB", (84, 84), name) for name in ("red", "green", "blue", "white")}
+        >>> sides = [({"image": image}, {"text": f"a {name} square"}) for name, image in colours.items()]
+        >>> pairs = cocoa.read_pairs([{"query": query, "target": target} for query, target in sides])
+        >>> args = cocoa.EosBridgeArguments(output_dir="trainer", batch_size=4, max_steps=1, layout="strict")
+        >>> trainer = cocoa.EosBridgeTrainer("mini-qwen2-vl", args, pairs)
+        >>> trainer.train().global_step
+        1
+        >>> trainer.save_checkpoint("bridged").name
+        'bridged'
     """
-    return ReconstructionTrainer(NAME, Reconstructor(backbone), EosBridgeDataset(rows, backbone, args), {"token": 1.0})
+
+    def __init__(
+        self, model: Backbone | str | Path, args: EosBridgeArguments, pairs: Rows, lora: Lora | None = None
+    ) -> None:
+        backbone = stage_backbone(model, args, lora)
+        rows = usable_rows(pairs, backbone, args)
+        adapters = stage_adapters(backbone, args, lora)
+        dataset = EosBridgeDataset(rows, backbone, args)
+        super().__init__(NAME, Reconstructor(backbone), dataset, {"token": 1.0}, adapters)
+        self.left_out = rows.left_out

@@ -7,7 +7,6 @@ patch decoder is MoCa's, and exactly `round(ratio * n)` elements are hidden.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,14 +16,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import set_seed
 
+from cocoa.adapters import Lora
 from cocoa.backbone import Backbone
+from cocoa.catalogue import StageRows
 from cocoa.corruption import mask_patches, mask_text, row_generator
 from cocoa.errors import CocoaError
 from cocoa.pairs import ContentPair, Side
 from cocoa.reconstruction import PatchDecoder
 from cocoa.stages.arguments import check_range
-from cocoa.stages.content import ContentDataset, ReconstructionArguments, room_for_text
+from cocoa.stages.content import ContentDataset, ReconstructionArguments, Rows, content_rows, room_for_text
 from cocoa.stages.reconstruction import ReconstructionTrainer, Reconstructor
+from cocoa.stages.start import stage_adapters, stage_backbone
 
 NAME = "joint_reconstruction"
 DECODER_NAME = "patch_decoder/model.safetensors"
@@ -42,6 +44,12 @@ class JointReconstructionArguments(ReconstructionArguments):
         patch_loss_weight: weight of the patch loss beside the token loss.
         text_objective: `mntp` predicts a hidden token from the state before it; `mlm` from its own, as the released
             code of MoCa does.
+
+    Example:
+        >>> import cocoa
+        >>> args = cocoa.JointReconstructionArguments(output_dir="trainer", text_mask_ratio=0.3, learning_rate=1e-4)
+        >>> args.text_mask_ratio, args.patch_mask_ratio
+        (0.3, 0.5)
     """
 
     text_mask_ratio: float = 0.2
@@ -57,6 +65,10 @@ class JointReconstructionArguments(ReconstructionArguments):
             raise CocoaError(f"patch_loss_weight: {self.patch_loss_weight} must be 0 or more")
         if self.text_objective not in ("mntp", "mlm"):
             raise CocoaError(f"text_objective {self.text_objective!r}: choose mntp or mlm")
+
+    def new_tokens(self, backbone: Backbone) -> list[int]:
+        """Id of the mask token."""
+        return [backbone.mask_token_id]
 
 
 class JointReconstructionDataset(ContentDataset):
@@ -121,25 +133,55 @@ def hide_patches(
     )
 
 
-def build_trainer(
-    backbone: Backbone, rows: Sequence[ContentPair], args: JointReconstructionArguments
-) -> ReconstructionTrainer:
+class JointReconstructionTrainer(ReconstructionTrainer):
     """The trainer of stage 1.
 
     Args:
-        backbone: to be trained, adapters (if any) already in place.
-        rows: an image and the text that belongs to it, each.
+        model: to be trained: a backbone, or the folder, hub id or embedded name that it is loaded from.
         args: of the stage.
+        pairs: to train on; or a file or folder of pairs; or an image and the text that belongs to it, each.
+        lora: adapters to train in place of all weights.
 
     Raises:
-        CocoaError: fewer rows than a batch, or no room for text in `max_length`.
+        CocoaError: a mistake in the data, fewer rows than a batch, or no room for text in `max_length`.
+
+    Example:
+        >>> import cocoa
+        >>> from PIL import Image
+        >>> colours = {name: Image.new("RGB", (84, 84), name) for name in ("red", "green", "blue", "white")}
+        >>> sides = [({"image": image}, {"text": f"a {name} square"}) for name, image in colours.items()]
+        >>> pairs = cocoa.read_pairs([{"query": query, "target": target} for query, target in sides])
+        >>> args = cocoa.JointReconstructionArguments(output_dir="trainer", batch_size=4, max_steps=1)
+        >>> trainer = cocoa.JointReconstructionTrainer("mini-qwen2-vl", args, pairs)
+        >>> trainer.train().global_step
+        1
+        >>> trainer.save_checkpoint("reconstructed").name
+        'reconstructed'
     """
-    room_for_text(backbone, args.max_length)
-    set_seed(args.seed)  # of the decoder's new weights
-    decoder = PatchDecoder(backbone.model.model.language_model, backbone.unit_size)
-    model = Reconstructor(backbone, patch_decoder=decoder, shifted=args.text_objective == "mntp")
-    weights = {"token": 1.0, "patch": args.patch_loss_weight}
-    return ReconstructionTrainer(NAME, model, JointReconstructionDataset(rows, backbone, args), weights)
+
+    def __init__(
+        self, model: Backbone | str | Path, args: JointReconstructionArguments, pairs: Rows, lora: Lora | None = None
+    ) -> None:
+        rows = usable_rows(pairs)
+        backbone = stage_backbone(model, args, lora)
+        room_for_text(backbone, args.max_length)
+        adapters = stage_adapters(backbone, args, lora)
+        set_seed(args.seed)  # of the decoder's new weights
+        decoder = PatchDecoder(backbone.model.model.language_model, backbone.unit_size)
+        reconstructor = Reconstructor(backbone, patch_decoder=decoder, shifted=args.text_objective == "mntp")
+        weights = {"token": 1.0, "patch": args.patch_loss_weight}
+        dataset = JointReconstructionDataset(rows, backbone, args)
+        super().__init__(NAME, reconstructor, dataset, weights, adapters)
+        self.left_out = rows.left_out
+
+    def save_beside(self, folder: Path) -> None:
+        """Write the patch decoder."""
+        save_patch_decoder(self.model.patch_decoder, folder)
+
+
+def usable_rows(pairs: Rows) -> StageRows:
+    """The images with a text of their own that pairs give."""
+    return content_rows(pairs, NAME)
 
 
 def save_patch_decoder(decoder: PatchDecoder, folder: Path) -> None:

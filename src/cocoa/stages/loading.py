@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
+from transformers import TrainingArguments
 
 from cocoa.errors import CocoaError
 
@@ -74,6 +75,24 @@ def find_deadly(dataset: Any, keys: Sequence[Key]) -> set[int]:
             deadly.add(row_of(keys[done]))
         keys = keys[done + 1 :]
     return deadly
+
+
+def under_way(args: TrainingArguments) -> int:
+    """How many batches a loader and its workers may have in hand."""
+    return 1 + (args.dataloader_num_workers + 1) * (args.dataloader_prefetch_factor or 2)
+
+
+def check_share(bad: dict[str, str], most: float, rows: int) -> None:
+    """See that no more rows are left out than `max_bad_share` allows.
+
+    Raises:
+        CocoaError: they are too many.
+    """
+    if len(bad) > most * rows:
+        raise CocoaError(
+            f"{len(bad)} rows could not be used, more than max_bad_share {most:g} of {rows} allows; repair the data, "
+            f"or raise it. The last: {next(reversed(bad.values()))}"
+        )
 
 
 def row_of(key: Key) -> int:

@@ -17,6 +17,7 @@ from cocoa.packing import by_length, final_states, pack
 from cocoa.reconstruction import PatchDecoder, TokenPrediction, patch_loss, predict_tokens
 from cocoa.stages.content import ContentDataset
 from cocoa.stages.sampling import GlobalBatchSampler
+from cocoa.stages.start import Adapters
 from cocoa.stages.training import StageTrainer
 
 Sums = dict[str, tuple[Tensor, Tensor]]
@@ -118,9 +119,17 @@ class ReconstructionTrainer(StageTrainer):
         model: what is trained.
         dataset: rows, encoded and corrupted.
         weights: weight of each loss term that is trained on.
+        adapters: of the model, if it has any.
     """
 
-    def __init__(self, name: str, model: Reconstructor, dataset: ContentDataset, weights: dict[str, float]) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: Reconstructor,
+        dataset: ContentDataset,
+        weights: dict[str, float],
+        adapters: Adapters | None = None,
+    ) -> None:
         args = dataset.args
         datasets = [row.dataset for row in dataset.rows]
         pieces = (args.batch_size, args.per_device_train_batch_size)
@@ -131,6 +140,7 @@ class ReconstructionTrainer(StageTrainer):
             train_dataset=dataset,
             data_collator=partial(collate, dataset=dataset),
             sampler=GlobalBatchSampler(datasets, *pieces, args.seed, with_epoch=True),
+            adapters=adapters,
         )
         self.weights = weights
         self.loss_is_scaled_for_ga = True

@@ -98,6 +98,11 @@ class GlobalBatchSampler(BatchSampler):
         flat = [row for run in runs for row in run]
         return flat[: self.steps_per_epoch * self.global_batch_size]
 
+    def rows_at(self, step: int) -> list[int]:
+        """The rows of a step's global batch; the first step is 0."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return self.order(epoch)[place * self.global_batch_size :][: self.global_batch_size]
+
     def _uniform_order(self, size: int, generator: torch.Generator) -> list[int]:
         """Runs of `size` rows, each of a data set drawn with equal probability among those that fill one."""
         members = [rows for rows in self.rows_of.values() if len(rows) >= size]

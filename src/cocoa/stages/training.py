@@ -16,7 +16,8 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Generator, Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -30,12 +31,7 @@ from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import (
-    PrinterCallback,
-    ProgressCallback,
-    Trainer,
-    TrainerState,
-)
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
@@ -45,11 +41,15 @@ from cocoa.errors import CocoaError
 from cocoa.failures import explained
 from cocoa.features import keep_features
 from cocoa.files import write_json
-from cocoa.stages import sharding, watch
+from cocoa.inputs import ImageBudget
+from cocoa.stages import loading, saving, sharding, watch
+from cocoa.stages.arguments import less_memory
 from cocoa.stages.checkpoints import COMPLETE_NAME, account_at, complete_checkpoints, last_checkpoint
-from cocoa.stages.loading import BAD_ROWS, Rows, collate_rows, find_deadly, outlive_sigterm, row_of
+from cocoa.stages.loading import BAD_ROWS
 from cocoa.stages.progress import ProgressLine
+from cocoa.stages.rates import keep_rates, rates_of
 from cocoa.stages.sampling import FollowEpoch, GlobalBatchSampler
+from cocoa.stages.start import Adapters
 from cocoa.stages.weights import load_weights, trainable, whole
 
 logger = logging.getLogger(__name__)
@@ -68,11 +68,18 @@ class StageTrainer(Trainer):
     Args:
         name: of the stage, for the progress line.
         sampler: the order of the rows of `train_dataset`.
+        adapters: of the model, if it has any; merged by `save_checkpoint`.
         **kwargs: of the trainer this is mixed into.
     """
 
-    def __init__(self, *, name: str, sampler: GlobalBatchSampler, **kwargs: Any) -> None:
+    def __init__(
+        self, *, name: str, sampler: GlobalBatchSampler, adapters: Adapters | None = None, **kwargs: Any
+    ) -> None:
+        self.name = name
         self.sampler = sampler
+        self.adapters = adapters
+        self.trained = adapters.what if adapters else "all weights"
+        self.left_out: dict[str, Counter[str]] = {}
         super().__init__(**kwargs)
         if self.is_fsdp_enabled:
             sharding.prepare(self.model, self.accelerator)
@@ -83,6 +90,7 @@ class StageTrainer(Trainer):
         for callback in (self.progress, self.watch, FollowEpoch(sampler)):
             self.add_callback(callback)
         self.bad_rows: dict[str, str] = {}
+        self.account: dict[str, Any] = {}
         self._deadly: set[int] = set()
         self._epoch: Iterator[Any] = iter(())
         self._batches: Iterator[Any] = self._epoch  # of the epoch, or of what is left of it after a restart
@@ -90,10 +98,10 @@ class StageTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Batches in the sampler's order, each process its pieces."""
         loader = DataLoader(
-            Rows(self.train_dataset, self.args.on_bad_row, self._deadly),
+            loading.Rows(self.train_dataset, self.args.on_bad_row, self._deadly),
             batch_sampler=self.sampler,
-            collate_fn=partial(collate_rows, collate=self.data_collator),
-            worker_init_fn=outlive_sigterm,
+            collate_fn=partial(loading.collate_rows, collate=self.data_collator),
+            worker_init_fn=loading.outlive_sigterm,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
@@ -103,9 +111,7 @@ class StageTrainer(Trainer):
 
     def row_ids(self, step: int) -> list[str]:
         """The rows of a step's batch (the first is 0), over all devices."""
-        epoch, place = divmod(step, self.sampler.steps_per_epoch)
-        size = self.sampler.global_batch_size
-        return [self.train_dataset.rows[row].row_id for row in self.sampler.order(epoch)[place * size :][:size]]
+        return [self.train_dataset.rows[row].row_id for row in self.sampler.rows_at(step)]
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """As the library's, from a new loader where a worker of the old one has ended."""
@@ -134,16 +140,12 @@ class StageTrainer(Trainer):
     def _load_again(self, error: RuntimeError) -> Iterator[Any]:
         """What is left of the epoch, once the rows that were on their way have been tried."""
         logger.warning("a worker that loads data has ended (%s): looking for the row", error)
-        state, workers = self.accelerator, self.args.dataloader_num_workers
         done = self.state.global_step % self.sampler.steps_per_epoch * self.args.gradient_accumulation_steps
-        under_way = 1 + (workers + 1) * (self.args.dataloader_prefetch_factor or 2)
-        mine = islice(self.sampler, state.process_index, None, state.num_processes)
-        batches = islice(mine, done, done + under_way)
-        keys = [key for batch in batches for key in batch if row_of(key) not in self._deadly]
-        self._deadly |= find_deadly(self.train_dataset, keys)
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # a loader draws a number when it starts; weights shall not depend on it
+        mine = islice(self.sampler, self.accelerator.process_index, None, self.accelerator.num_processes)
+        batches = islice(mine, done, done + loading.under_way(self.args))
+        keys = [key for batch in batches for key in batch if loading.row_of(key) not in self._deadly]
+        self._deadly |= loading.find_deadly(self.train_dataset, keys)
+        with torch.random.fork_rng([]):  # a loader draws a number when it starts; weights shall not depend on it
             return iter(skip_first_batches(self.get_train_dataloader(), done))
 
     def _note(self, bad: dict[str, str]) -> None:
@@ -156,12 +158,7 @@ class StageTrainer(Trainer):
             if row not in self.bad_rows:
                 logger.warning("left out, and the row behind it in its place: %s", reason)
         self.bad_rows |= bad
-        rows = len(self.train_dataset)
-        if len(self.bad_rows) > self.args.max_bad_share * rows:
-            raise CocoaError(
-                f"{len(self.bad_rows)} rows could not be used, more than max_bad_share {self.args.max_bad_share:g} of "
-                f"{rows} allows; repair the data, or raise it. The last: {next(reversed(self.bad_rows.values()))}"
-            )
+        loading.check_share(self.bad_rows, self.args.max_bad_share, len(self.train_dataset))
 
     def train_or_resume(self) -> None:
         """Train, from the last complete checkpoint where there is one."""
@@ -186,22 +183,13 @@ class StageTrainer(Trainer):
         self.watch.skipped, self.bad_rows = before.get("skipped_steps", 0), before.get(BAD_ROWS, {})
         if self.args.cache_inputs and not self.is_fsdp_enabled:  # whose model is still on the CPU
             keep_features(self.train_dataset.backbone, self.train_dataset.images(), not self.args.disable_tqdm)
-        with self.watch.listening(), self.progress, closing(self), explained(self._less_memory()):
+        with self.watch.listening(), self.progress, closing(self), explained(less_memory(self.args)):
             output = super().train(resume_from_checkpoint, **kwargs)
         if self.watch.stopping:
             logger.warning("stopped by SIGTERM, saved at step %d; the same command goes on", self.state.global_step)
             raise SystemExit(watch.STOPPED)
         self.account = self._account()
         return output
-
-    def _less_memory(self) -> str:
-        """What makes a step smaller, the cheapest first; the first leaves the result as it is."""
-        knobs = [f"lower tokens_per_pass ({self.args.tokens_per_pass})"]
-        if getattr(self.args, "passes_kept", 1) > 1:
-            knobs.insert(0, f"lower passes_kept ({self.args.passes_kept})")
-        if not self.args.gradient_checkpointing:
-            knobs.append("gradient_checkpointing: true")
-        return ", then ".join([*knobs, "lower image.train_tokens", "fewer trained weights (lora)"])
 
     def close(self) -> None:
         """End the workers that load data, which a traceback would keep."""
@@ -230,6 +218,30 @@ class StageTrainer(Trainer):
         if self.args.max_steps > 0:
             return self.args.max_steps
         return math.ceil(self.args.num_train_epochs * self.sampler.steps_per_epoch)
+
+    def save_checkpoint(
+        self, folder: str | Path, images: ImageBudget | None = None, record: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Write what was trained as `cocoa train` writes it; the last thing that a trainer does to its model.
+
+        Adapters are merged in float32, and the weights rounded once, to bfloat16 where `bf16` is set. The folder is
+        there only once it is whole. sentence-transformers, transformers and the next stage read it.
+
+        Args:
+            folder: must not exist.
+            images: token budget that the checkpoint carries; by default that of the training.
+            record: what to say in `cocoa.json` beside, or in place of, what the trainer knows.
+
+        Returns:
+            The folder.
+
+        Raises:
+            CocoaError: it exists, or cannot be written; or the model is split over processes.
+        """
+        return saving.save_trained(self, Path(folder), images, record or {})
+
+    def save_beside(self, folder: Path) -> None:
+        """Write what else of the stage belongs into its checkpoint; nothing, but for stages that override it."""
 
     def trained_weights(self) -> dict[str, Tensor]:
         """What training changes, whole, by name; every process must ask, and the main one gets it."""
@@ -262,21 +274,13 @@ class StageTrainer(Trainer):
         """The library's; learning rate and weight decay are those of this run, where the recipe has changed since."""
         if checkpoint is None:
             return
-        kept = ("initial_lr", "weight_decay")
-        own = [{key: group[key] for key in kept if key in group} for group in self.optimizer.param_groups]
+        own = rates_of(self.optimizer)
         if self.is_fsdp_enabled:
             sharding.load_optimizer(self.optimizer, Path(checkpoint))
             self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
         else:
             super()._load_optimizer_and_scheduler(checkpoint)
-        groups = self.optimizer.param_groups
-        for group, values in zip(groups, own, strict=True):
-            if (new := values.get("initial_lr")) != (old := group.get("initial_lr")):
-                group["lr"] *= new / old
-            group.update(values)
-        rates = {"base_lrs": "initial_lr", "_last_lr": "lr"}
-        restored = {name: [group.get(key, group["lr"]) for group in groups] for name, key in rates.items()}
-        self.lr_scheduler.load_state_dict(self.lr_scheduler.state_dict() | restored)
+        keep_rates(own, self.optimizer, self.lr_scheduler)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         folder = Path(self.args.output_dir)

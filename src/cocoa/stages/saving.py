@@ -1,0 +1,128 @@
+"""Writing what a trainer has trained as a checkpoint: merged in float32, rounded once, there only once it is whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cocoa.account import history
+from cocoa.adapters import Lora, merge_adapters
+from cocoa.backbone import Backbone
+from cocoa.card import base_facts, write_card
+from cocoa.checkpoint import LOG_NAME, as_sentence_transformer, save_checkpoint, writing
+from cocoa.embedding import Embedder
+from cocoa.errors import CocoaError
+from cocoa.inputs import ImageBudget
+from cocoa.pairs import Pair
+from cocoa.scores import short_name
+from cocoa.stages.arguments import StageArguments
+from cocoa.stages.start import stage_adapters
+from cocoa.stages.weights import is_split, load_weights
+
+if TYPE_CHECKING:
+    from cocoa.stages.training import StageTrainer
+
+logger = logging.getLogger(__name__)
+
+PROBES = 8
+"""Inputs embedded before and after the merge."""
+_NOT_TOLD = ("output_dir", "per_device_train_batch_size", "hub_token", "logging_dir")
+"""Arguments that a record does not repeat: places, secrets, and what others say."""
+
+
+def save_trained(trainer: StageTrainer, folder: Path, images: ImageBudget | None, record: Mapping[str, Any]) -> Path:
+    """See `StageTrainer.save_checkpoint`."""
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        _write(trainer, folder, images, record)
+    trainer.accelerator.wait_for_everyone()
+    return folder
+
+
+def put_together(trainer: StageTrainer, backbone: Backbone, lora: Lora | None, weights: dict[str, Tensor]) -> None:
+    """Give a trainer whose model is split over processes a whole one, with what was trained.
+
+    Args:
+        trainer: of the main process.
+        backbone: loaded as the stage began with it.
+        lora: adapters of the stage.
+        weights: what `StageTrainer.trained_weights` gave.
+    """
+    trainer.train_dataset.backbone = backbone
+    trainer.adapters = stage_adapters(backbone, trainer.args, lora)
+    trainer.model = trainer.model.anew(backbone)
+    load_weights(trainer.model, weights)
+
+
+def _write(trainer: StageTrainer, folder: Path, images: ImageBudget | None, record: Mapping[str, Any]) -> None:
+    if folder.exists():
+        raise CocoaError(f"{folder}: is there already; choose another folder, or remove it")
+    if is_split(trainer.model):
+        raise CocoaError(
+            f"{folder}: the model is split over processes; let `cocoa train` run the stage, which puts it together"
+        )
+    backbone, args = trainer.train_dataset.backbone, trainer.args
+    sides = [row.query if isinstance(row, Pair) else row.side for row in trainer.train_dataset.rows[:PROBES]]
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    backbone.model.eval()
+
+    def embed() -> Tensor:
+        model = as_sentence_transformer(backbone)
+        return Embedder(model, backbone.images, args.max_length, ending=backbone.ending).embed(sides)
+
+    with writing(partial):
+        partial.mkdir(parents=True)
+        before = embed()
+        if trainer.adapters is not None:
+            backbone.model = merge_adapters(trainer.adapters.handle, partial / "adapter")
+        for parameter in backbone.model.parameters():  # model.to(...) would round the rotary frequencies too
+            parameter.data = parameter.data.to(torch.bfloat16 if args.bf16 else torch.float32)
+        cosine = F.cosine_similarity(before, embed()).min().item()
+        logger.info("least cosine between embeddings before the merge and as saved: %.6f", cosine)
+        if images is not None:
+            backbone.set_image_budget(images)
+        save_checkpoint(backbone, partial, facts(trainer) | dict(record) | {"merge_cosine": cosine})
+        write_card(partial, title=short_name(folder.resolve()))
+        trainer.save_beside(partial)
+        log = json.dumps(trainer.state.log_history, indent=1)
+        (partial / LOG_NAME).write_text(log, encoding="utf-8")
+        os.replace(partial, folder)
+
+
+def facts(trainer: StageTrainer) -> dict[str, Any]:
+    """What a trainer knows of how its checkpoint was made."""
+    dataset = trainer.train_dataset
+    return {
+        "stage": trainer.name,
+        "source": dataset.backbone.name,
+        "options": changed_options(trainer.args),
+        "seed": trainer.args.seed,
+        "steps": trainer.state.global_step,
+        **trainer.account,
+        "history": history(dataset.backbone.name),
+        **base_facts(dataset.backbone.name),
+        "rows": dict(Counter(row.dataset for row in dataset.rows)),
+        "left_out": {name: dict(reasons) for name, reasons in trainer.left_out.items()},
+        "trained": trainer.trained,
+    }
+
+
+def changed_options(args: StageArguments) -> dict[str, Any]:
+    """The arguments that are not at their defaults, as JSON has them."""
+    needed = {name: getattr(args, name) for name in ("batch_size", "gradient_accumulation_steps", "use_cpu")}
+    default = type(args)(output_dir=args.output_dir, **needed)
+    names = [field.name for field in dataclasses.fields(args) if field.init and field.name not in _NOT_TOLD]
+    given = {name: getattr(args, name) for name in names if getattr(args, name) != getattr(default, name)}
+    return json.loads(json.dumps({"batch_size": args.batch_size} | given, default=str))
