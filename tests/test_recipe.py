@@ -142,6 +142,7 @@ def test_numbers_that_yaml_reads_as_text(tmp_path, key):
         ("stages.2.contrastive.bf16", True, "contrastive.bf16: not a stage's to set; use dtype: bfloat16"),
         ("stages.2.contrastive.fp16", True, "contrastive.fp16: not a stage's to set; use dtype: bfloat16"),
         ("stages.2.contrastive.hard_negatives", 1, "contrastive.hard_negatives: not a stage's to set; use data.hard"),
+        ("stages.2.contrastive.accelerator_config", True, "accelerator_config: True is not dict or str"),  # a file: 1
     ],
 )
 def test_a_mistake_is_named_by_file_and_key(tmp_path, path, value, message):
@@ -167,6 +168,8 @@ def test_a_gpu_without_bfloat16_is_told(monkeypatch):
         ("gradient_accumulation_steps", 3, "stages.contrastive: batch_size 256 does not divide by 1 devices x 3"),
         ("gradient_accumulation_steps", 2, "stages.contrastive: contrastive: gradient_accumulation_steps would shrink"),
         ("eval_strategy", "sometimes", "stages.contrastive: sometimes is not a valid IntervalStrategy"),
+        ("deepspeed", "zero3.json", "stages.contrastive: DeepSpeed is not supported"),
+        ("accelerator_config", "none.json", "stages.contrastive: [Errno 2] No such file or directory: 'none.json'"),
         ("optim", "sgdd", "stages.contrastive: sgdd is not a valid OptimizerNames"),
     ],
 )

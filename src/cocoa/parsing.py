@@ -40,15 +40,14 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
     if "list[str]" in kinds and isinstance(value, (list, tuple)):
         return [convert(item, "str", where) for item in value]
     kinds.discard("list[str]")
-    if kinds <= {"int", "float", "bool", "str", "None"}:
+    types: dict[str, type] = {"int": int, "float": float, "bool": bool, "str": str, "dict": dict}
+    if kinds <= {*types, "None"}:
         if "float" in kinds and isinstance(value, str) and "str" not in kinds:
             try:
                 return float(value)  # YAML reads 2e-5, without a dot, as text
             except ValueError:
                 pass
-        allowed: tuple[type, ...] = tuple(
-            kind for name, kind in {"int": int, "float": float, "bool": bool, "str": str}.items() if name in kinds
-        )
+        allowed = tuple(kind for name, kind in types.items() if name in kinds)
         if float in allowed and isinstance(value, int) and not isinstance(value, bool):
             return value
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):

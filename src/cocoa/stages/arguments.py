@@ -53,13 +53,13 @@ class StageArguments(TrainingArguments):
     remove_unused_columns: bool | None = False
 
     def __post_init__(self) -> None:
+        check_strategy(self.fsdp, self.deepspeed)  # before the library looks for DeepSpeed
         super().__post_init__()
         if self.n_gpu > 1:
             raise CocoaError(
                 "several GPUs in one process are not supported: start with `accelerate launch` or `torchrun`, "
                 "or set CUDA_VISIBLE_DEVICES to one"
             )
-        check_strategy(self.fsdp, self.deepspeed)
         if self.save_only_model or self.ignore_data_skip:
             raise CocoaError("save_only_model and ignore_data_skip would make a restart inexact; leave them out")
         check_range("tokens_per_pass", self.tokens_per_pass, 0)
