@@ -262,6 +262,31 @@ def test_a_store_is_written_by_one_at_a_time_and_lies_in_a_folder(
         run(tiny_backbone_path(), images, tmp_path / "file")
 
 
+def test_a_store_whose_first_block_was_not_finished_and_one_that_is_damaged(
+    tiny_backbone_path: Any, images: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "db" / "rows.lance" / "data").mkdir(parents=True)
+    (tmp_path / "db" / "rows.lance" / "data" / "half.lance").write_text("torn")
+    assert counts(run(tiny_backbone_path(), images, tmp_path / "db")) == (6, 0, 0, 0)
+    for manifest in (tmp_path / "db" / "rows.lance" / "_versions").glob("*.manifest"):
+        manifest.write_text("junk")
+    with pytest.raises(CocoaError, match=r"db: cannot be read .*; remove it, and index again"):
+        run(tiny_backbone_path(), images, tmp_path / "db")
+
+
+def test_a_full_disk_is_said_and_leaves_what_was_stored(
+    tiny_backbone_path: Any, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(search_index.lancedb, "connect", full)
+    with pytest.raises(CocoaError, match=r"db: cannot be written \(No space left on device\); make room"):
+        run(tiny_backbone_path(), images, tmp_path / "db")
+    monkeypatch.undo()
+    assert counts(run(tiny_backbone_path(), images, tmp_path / "db")) == (6, 0, 0, 0)
+
+
 def test_a_thumbnail_is_upright_and_small(tmp_path: Path) -> None:
     image = Image.new("RGB", (1200, 800), "blue")
     turned = image.getexif()

@@ -10,6 +10,7 @@ import base64
 import logging
 import os
 import re
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -152,7 +153,9 @@ def _uploads_folder() -> Iterator[Path]:
 
 
 def serve(searcher: Searcher, host: str, port: int, instruction: str, ready: Callable[[str], None]) -> None:
-    """Serve the page until Ctrl-C, see `running`; `ready` is told its address."""
+    """Serve the page until Ctrl-C or SIGTERM, see `running`; `ready` is told its address. In the main thread."""
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
     with running(searcher, host, port, instruction) as url, suppress(KeyboardInterrupt):
         ready(url)
         threading.Event().wait()

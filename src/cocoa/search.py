@@ -21,9 +21,8 @@ from cocoa.embedding import Embedder, load_embedder
 from cocoa.embedding_cache import hash_folder
 from cocoa.errors import CocoaError
 from cocoa.pairs import Side
-from cocoa.parquet import first_line
 from cocoa.search_index import open_table, read_facts
-from cocoa.search_metadata import OWN
+from cocoa.search_metadata import OWN, reason
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Searcher:
         try:
             return [_hit(row) for row in search.where(where, prefilter=True).to_arrow().to_pylist()]
         except (ValueError, RuntimeError) as error:
-            raise CocoaError(f"where {where!r}: {first_line(error)}; write a condition of SQL") from None
+            raise CocoaError(f"where {where!r}: {reason(error)}; write a condition of SQL") from None
 
 
 def open_search(db: str | Path) -> Searcher:

@@ -34,7 +34,7 @@ from cocoa.image_files import split_archive
 from cocoa.images import ImageRef, Size, image_size, load_image, read_image_bytes
 from cocoa.output_folder import owned
 from cocoa.processes import WORKERS, counting
-from cocoa.search_metadata import as_stored, check_column, kind_of, merged, stored_kinds
+from cocoa.search_metadata import as_stored, check_column, kind_of, merged, reason, stored_kinds
 
 logger = logging.getLogger(__name__)
 
@@ -110,10 +110,17 @@ def update_index(settings: EmbedSettings, db: Path) -> IndexReport:
 
 
 def open_table(db: Path) -> Any | None:
-    """The table of a store, which follows what others write; None where nothing has been stored yet."""
-    if not (db / f"{TABLE}.lance").is_dir():
+    """The table of a store, which follows what others write; None where nothing has been stored yet.
+
+    Raises:
+        CocoaError: it cannot be read.
+    """
+    if not any((db / f"{TABLE}.lance" / "_versions").glob("*.manifest")):  # nor where a run died at its first block
         return None
-    return lancedb.connect(db, read_consistency_interval=timedelta(0)).open_table(TABLE)
+    try:
+        return lancedb.connect(db, read_consistency_interval=timedelta(0)).open_table(TABLE)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise CocoaError(f"{db}: cannot be read ({reason(error)}); remove it, and index again") from None
 
 
 def read_facts(db: Path) -> dict[str, Any]:
@@ -254,10 +261,13 @@ def _store(
     texts = ("id", "text", "instruction", "row_hash")
     columns = dict.fromkeys(texts, pa.string()) | {"vector": vector, "thumbnail": pa.binary()} | dict(kinds)
     rows = pa.Table.from_pylist(records, pa.schema(list(columns.items())))
-    if table is None:
-        lancedb.connect(db).create_table(TABLE, rows)
-        return open_table(db)
-    table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+    try:
+        if table is None:
+            lancedb.connect(db).create_table(TABLE, rows)
+            return open_table(db)
+        table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise CocoaError(f"{db}: cannot be written ({reason(error)}); make room, and start the same again") from error
     return table
 
 

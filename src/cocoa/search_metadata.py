@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from cocoa.errors import CocoaError
+from cocoa.parquet import first_line
 
 OWN = ("id", "text", "instruction", "row_hash", "vector", "thumbnail")
 """Columns that every store has."""
@@ -88,6 +90,11 @@ def stored_kinds(table: Any, kinds: Mapping[str, pa.DataType], db: Path) -> dict
     if new := [pa.field(name, kind) for name, kind in kinds.items() if name not in there]:
         table.add_columns(new)
     return {name: there.get(name, kind) for name, kind in kinds.items()}
+
+
+def reason(error: Exception) -> str:
+    """What LanceDB says is wrong, without the place in its code."""
+    return re.sub(r",? ?\S+\.rs:\d+:\d+", "", first_line(error))
 
 
 def _told(value: Any) -> str:
