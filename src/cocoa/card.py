@@ -69,8 +69,9 @@ def card(record: dict[str, Any], title: str, summary: Mapping[str, Any] | None =
     record = without_paths(record)
     stages = stages_of(record)
     header = yaml.safe_dump(front_matter(record, stages), sort_keys=False, allow_unicode=True)
-    base = record.get("base", "an unknown backbone")
-    settings = yaml.safe_dump(record.get("settings", record.get("options", {})), sort_keys=False, allow_unicode=True)
+    base = record.get("base") or record.get("settings", {}).get("backbone", "an unknown backbone")
+    said = {key: value for key, value in record.get("settings", record.get("options", {})).items() if value is not None}
+    settings = yaml.safe_dump(said, sort_keys=False, allow_unicode=True, default_flow_style=None)
     parts = [
         f"---\n{header}---\n\n# {title}",
         f"An embedding model of texts, images, and both together, made of `{base}` by the stages below with "
@@ -79,7 +80,7 @@ def card(record: dict[str, Any], title: str, summary: Mapping[str, Any] | None =
         'vectors = model.encode([{"image": "picture.jpg"}, "a red star"])\n```\n\n'
         'An instruction goes beside the inputs that it is for: `model.encode(..., prompt="Find the picture:")`.',
         "## Training\n\n" + "\n".join(_training(record, stages)),
-        "Settings of all stages:\n\n```yaml\n" + settings + "```" if settings != "{}\n" else "",
+        "Settings of all stages:\n\n```yaml\n" + settings + "```" if said else "",
         "## Scores\n\n" + _scores(summary) if summary else "",
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits(record, stages, summary is not None)),
     ]
@@ -120,9 +121,7 @@ def _training(record: Mapping[str, Any], stages: list[dict[str, Any]]) -> list[s
     versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
     lines += ["", f"Trained: {record.get('trained', '-')}. Seed {record.get('seed')}. {versions}."]
     if "merge_cosine" in record:
-        lines[-1] += (
-            f" Least cosine of embeddings before adapters were merged and as saved: {record['merge_cosine']:.6f}."
-        )
+        lines[-1] += f" Least cosine of embeddings as trained and as saved: {record['merge_cosine']:.6f}."
     return lines
 
 
