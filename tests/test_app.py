@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsers import headless_browser
 from PIL import Image
 from toy import captions, pictures
 
@@ -27,8 +28,6 @@ from cocoa.errors import CocoaError
 from cocoa.search import Hit, Searcher, open_search
 from cocoa.search_index import update_index
 
-CHROMIUM = Path("/usr/bin/chromium")
-QUIET = ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 EVIL = "<img src=x onerror=\"document.title='pwned'\"> ${document.title='pwned'} {{value}} <script>alert(1)</script>"
 
 
@@ -202,15 +201,11 @@ def test_a_port_that_is_taken(searcher: Searcher, url: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not on this machine")
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
 def test_the_page_in_a_browser(url: str, tmp_path: Path, width: int, scheme: Any) -> None:
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     asked: list[str] = []
     wrong: list[str] = []
-    with sync.sync_playwright() as playwright:
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", *QUIET]
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=flags)
+    with headless_browser() as browser:
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -238,5 +233,4 @@ def test_the_page_in_a_browser(url: str, tmp_path: Path, width: int, scheme: Any
         assert page.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out on a phone
         dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (dark != "rgb(255, 255, 255)") == (scheme == "dark")
-        browser.close()
     assert all(each.startswith((url, "data:", "blob:")) for each in asked), asked

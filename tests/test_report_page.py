@@ -1,9 +1,9 @@
 """The report's page in a browser: as wide as the screen and no wider, on a phone and on a desk, without JavaScript."""
 
-import shutil
 from dataclasses import replace
 
 import pytest
+from browsers import headless_browser
 from test_report import full, runs, table  # noqa: F401  (a fixture)
 
 from cocoa.pairs import Side
@@ -11,21 +11,13 @@ from cocoa.report import write_report
 from cocoa.report_scores import Estimate, Published
 from cocoa.scores import published
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 WIDTHS = (390, 1280)
 
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"no browser here: none of {', '.join(BROWSERS)}")
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+    with headless_browser() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture

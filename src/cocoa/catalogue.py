@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -180,21 +180,24 @@ def _as_list(value: str | list[str] | None) -> list[str]:
     return value if isinstance(value, list) else [value or ""]
 
 
-class StageRows(list[ContentPair]):
-    """The rows that a reconstruction stage trains on, and `left_out`: data set -> reason -> rows."""
+R = TypeVar("R", ContentPair, Pair)
+
+
+class StageRows(list[R]):
+    """The rows that a stage trains on, and `left_out`: data set -> reason -> rows."""
 
     def __init__(self) -> None:
         super().__init__()
         self.left_out: dict[str, Counter[str]] = {}
 
 
-def stage_rows(pairs: Iterable[Pair], stage: str) -> StageRows:
+def stage_rows(pairs: Iterable[Pair], stage: str) -> StageRows[ContentPair]:
     """What `joint_reconstruction`, `eos_bridge` or `compression` rebuilds of these pairs, by each data set's rule.
 
     Data sets that are not in the table follow `auto`. The same image and text, which several data sets may
     share under other instructions, is kept once.
     """
-    rows = StageRows()
+    rows: StageRows[ContentPair] = StageRows()
     rules: dict[str, str] = {}
     seen: set[tuple[int | str, str, str, tuple[Turn, ...]]] = set()
     for pair in pairs:

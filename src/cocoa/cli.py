@@ -18,7 +18,18 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
-from cocoa.cli_data import dialogues, embed, is_main_process, mine, named_subsets, scenes, validate
+from cocoa.cli_data import (
+    BatchSize,
+    MaxLength,
+    Model,
+    dialogues,
+    embed,
+    is_main_process,
+    mine,
+    named_subsets,
+    scenes,
+    validate,
+)
 from cocoa.cli_publish import card, push
 from cocoa.cli_search import app as search_page
 from cocoa.cli_search import index, search
@@ -95,16 +106,16 @@ def preview(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
+    model: Model,
     more_subsets: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     *,
     data: Annotated[Path, typer.Option(help="Folder in MMEB-eval's layout, or a file of pairs.")],
     output: Annotated[Path, typer.Option(help="Where score files are written.")],
     subsets: Annotated[list[str] | None, typer.Option(metavar="A B ...", help="Data sets to score; else all.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Inputs encoded at once; of short ones more.")] = 8,
+    batch_size: BatchSize = 8,
     image_root: Annotated[Path | None, typer.Option(help="Folder or archive that image paths are relative to.")] = None,
     split: Annotated[str, typer.Option(help="Which files of each data set to read.")] = "test",
-    max_length: Annotated[int | None, typer.Option(help="Tokens of an input; else as the model was trained.")] = None,
+    max_length: MaxLength = None,
     prompt_style: Annotated[str, typer.Option(help="cocoa; or reference: VLM2Vec's plain form.")] = "cocoa",
     on_bad_row: Annotated[str, typer.Option(help="error; or skip: leave rows out that cannot be used.")] = "error",
     truncate_dim: Annotated[
@@ -129,10 +140,8 @@ def evaluate(
         console.print(f"score files: {escape(str(output))}; beside published numbers: {where}", soft_wrap=True)
 
 
-for _command in (validate, scenes, dialogues, mine, embed, card, push):
+for _command in (validate, scenes, dialogues, mine, embed, card, push, index, search):
     app.command()(_command)
-app.command()(index)
-app.command()(search)
 app.command("app")(search_page)
 
 

@@ -18,6 +18,20 @@ SHOWN = 20
 """Bad rows of a data set that are printed."""
 
 
+# What several commands ask for.
+Model = Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")]
+Source = Annotated[Path, typer.Argument(help="Folder of images or of parquet files; or a file of rows.")]
+RowInstruction = Annotated[str, typer.Option(help="For rows that have none of their own.")]
+BatchSize = Annotated[int, typer.Option(help="Inputs encoded at once; of short ones more.")]
+MaxLength = Annotated[int | None, typer.Option(help="Tokens of an input; else as the model was trained.")]
+TextColumn = Annotated[str, typer.Option(help="Where a row's text is.")]
+ImageColumn = Annotated[str, typer.Option(help="Where its image is: a path, or a file's content.")]
+IdColumn = Annotated[str, typer.Option(help="What it is called; else file and row.")]
+ImageRoot = Annotated[Path | None, typer.Option(help="Folder that image paths are relative to.")]
+OnBadRow = Annotated[str, typer.Option(help="error; or skip: leave rows out that cannot be embedded.")]
+MaxBadShare = Annotated[float, typer.Option(help="Share of the rows that may be left out.")]
+
+
 def validate(
     data: Annotated[Path, typer.Argument(metavar="DIR|FILE", help="MMEB-train, MMEB-eval, or a file of pairs.")],
     more_subsets: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
@@ -111,12 +125,12 @@ def mine(
     *,
     output: Annotated[Path, typer.Option(metavar="FILE.jsonl", help="The pairs with their negatives.")],
     negatives: Annotated[int, typer.Option(help="Mined for each query, at most.")] = 2,
-    batch_size: Annotated[int, typer.Option(help="Inputs encoded at once; of short ones more.")] = 8,
+    batch_size: BatchSize = 8,
     relative_margin: Annotated[float, typer.Option(help="How far below the right target's cosine, as a share.")] = 0.05,
     range_min: Annotated[int, typer.Option(help="Leave out so many of the nearest.")] = 0,
     range_max: Annotated[int | None, typer.Option(help="Look at so many of the nearest; else 10 a negative.")] = None,
     max_score: Annotated[float | None, typer.Option(help="Leave out what is nearer than this cosine.")] = None,
-    image_root: Annotated[Path | None, typer.Option(help="Folder that image paths are relative to.")] = None,
+    image_root: ImageRoot = None,
 ) -> None:
     """Find hard negatives for pairs: other rows' targets that the model ranks high. For data.hard_negatives."""
     from cocoa.mining import mine as run
@@ -149,21 +163,21 @@ def done(path: Path, image_root: str | None) -> None:
 
 
 def embed(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
-    source: Annotated[Path, typer.Argument(help="Folder of images or of parquet files; or a file of rows.")],
+    model: Model,
+    source: Source,
     *,
     output: Annotated[Path, typer.Option(help="Where the parquet files and summary.json are written.")],
-    instruction: Annotated[str, typer.Option(help="For rows that have none of their own.")] = "",
-    batch_size: Annotated[int, typer.Option(help="Inputs encoded at once; of short ones more.")] = 8,
+    instruction: RowInstruction = "",
+    batch_size: BatchSize = 8,
     part_size: Annotated[int, typer.Option(help="Rows of a file that is written, at most.")] = 10_000,
     precision: Annotated[str, typer.Option(help="Of the numbers in it: float32 or float16.")] = "float32",
-    max_length: Annotated[int | None, typer.Option(help="Tokens of an input; else as the model was trained.")] = None,
-    text_column: Annotated[str, typer.Option(help="Where a row's text is.")] = "text",
-    image_column: Annotated[str, typer.Option(help="Where its image is: a path, or a file's content.")] = "image",
-    id_column: Annotated[str, typer.Option(help="What it is called; else file and row.")] = "id",
-    image_root: Annotated[Path | None, typer.Option(help="Folder that image paths are relative to.")] = None,
-    on_bad_row: Annotated[str, typer.Option(help="error; or skip: leave rows out that cannot be embedded.")] = "error",
-    max_bad_share: Annotated[float, typer.Option(help="Share of the rows that may be left out.")] = 0.01,
+    max_length: MaxLength = None,
+    text_column: TextColumn = "text",
+    image_column: ImageColumn = "image",
+    id_column: IdColumn = "id",
+    image_root: ImageRoot = None,
+    on_bad_row: OnBadRow = "error",
+    max_bad_share: MaxBadShare = 0.01,
     truncate_dim: Annotated[int | None, typer.Option(help="Cut embeddings to so many numbers (Matryoshka).")] = None,
 ) -> None:
     """Embed a corpus into parquet files. A stopped run goes on; a corpus that has grown is embedded where it is new."""

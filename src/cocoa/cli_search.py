@@ -14,6 +14,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cocoa.cli_data import (
+    BatchSize,
+    IdColumn,
+    ImageColumn,
+    ImageRoot,
+    MaxBadShare,
+    MaxLength,
+    Model,
+    OnBadRow,
+    RowInstruction,
+    Source,
+    TextColumn,
+)
 from cocoa.errors import CocoaError
 
 console = Console()
@@ -22,20 +35,20 @@ Instruction = Annotated[str, typer.Option(help="Of the query, as the model was t
 
 
 def index(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")],
-    source: Annotated[Path, typer.Argument(help="Folder of images or of parquet files; or a file of rows.")],
+    model: Model,
+    source: Source,
     *,
     db: Store,
-    instruction: Annotated[str, typer.Option(help="For rows that have none of their own.")] = "",
-    batch_size: Annotated[int, typer.Option(help="Inputs encoded at once; of short ones more.")] = 8,
+    instruction: RowInstruction = "",
+    batch_size: BatchSize = 8,
     precision: Annotated[str, typer.Option(help="Of the vectors: float32 or float16.")] = "float32",
-    max_length: Annotated[int | None, typer.Option(help="Tokens of an input; else as the model was trained.")] = None,
-    text_column: Annotated[str, typer.Option(help="Where a row's text is.")] = "text",
-    image_column: Annotated[str, typer.Option(help="Where its image is: a path, or a file's content.")] = "image",
-    id_column: Annotated[str, typer.Option(help="What it is called; else file and row.")] = "id",
-    image_root: Annotated[Path | None, typer.Option(help="Folder that image paths are relative to.")] = None,
-    on_bad_row: Annotated[str, typer.Option(help="error; or skip: leave rows out that cannot be embedded.")] = "error",
-    max_bad_share: Annotated[float, typer.Option(help="Share of the rows that may be left out.")] = 0.01,
+    max_length: MaxLength = None,
+    text_column: TextColumn = "text",
+    image_column: ImageColumn = "image",
+    id_column: IdColumn = "id",
+    image_root: ImageRoot = None,
+    on_bad_row: OnBadRow = "error",
+    max_bad_share: MaxBadShare = 0.01,
 ) -> None:
     """Put a corpus into a local store for search. Again, it embeds what is new or has changed; what is gone leaves."""
     with search_extra():

@@ -84,6 +84,10 @@ class EmbedSettings:
         if not 0 < self.max_bad_share <= 1:
             raise CocoaError(f"max-bad-share {self.max_bad_share}: must be above 0 and at most 1")
 
+    def instructed(self, row: Row) -> Row:
+        """A row as it is embedded: with the run's instruction, where it has none of its own."""
+        return replace(row, side=replace(row.side, instruction=row.side.instruction or self.instruction))
+
 
 @dataclass(frozen=True)
 class Embedded:
@@ -131,16 +135,33 @@ def embed_corpus(settings: EmbedSettings, output: Path) -> dict[str, Any]:
             path = output / FOLDER / part.name
             found = embed_part(embedder, part, settings, count)
             bad += len(found.bad)
-            if bad > settings.max_bad_share * rows:
-                raise CocoaError(
-                    f"{part.path}: {bad} rows could not be embedded, more than max-bad-share "
-                    f"{settings.max_bad_share:g} of {rows} allows; the last: {found.bad[-1][1]}"
-                )
+            if found.bad:
+                check_share(settings, part.path, bad, rows, found.bad[-1][1])
             write_part(path, found, facts)
     if not state.is_main_process:
         return {}
     wait_for_files(output / FOLDER / part.name for part in missing)
     return _summarise(output, parts, facts, time.monotonic() - started)
+
+
+def check_share(settings: EmbedSettings, path: Path, bad: int, rows: int, last: str) -> None:
+    """See that no more rows are left out than `max_bad_share` allows.
+
+    Args:
+        settings: of the run.
+        path: of the file, or folder, that is being read.
+        bad: rows that could not be embedded so far.
+        rows: of the corpus.
+        last: why the last of them could not be.
+
+    Raises:
+        CocoaError: they are too many.
+    """
+    if bad > settings.max_bad_share * rows:
+        raise CocoaError(
+            f"{path}: {bad} rows could not be embedded, more than max-bad-share {settings.max_bad_share:g} of {rows} "
+            f"allows; the last: {last}"
+        )
 
 
 def embed_part(
@@ -161,10 +182,7 @@ def embed_part(
     bad: list[tuple[str, str]] = []
     embeddings: list[Tensor] = []
     for block in read_part(part, settings.columns, BLOCK, settings.image_root):
-        rows = [
-            replace(row, side=replace(row.side, instruction=row.side.instruction or settings.instruction))
-            for row in block
-        ]
+        rows = [settings.instructed(row) for row in block]
         for row, embedded in zip(rows, embed_rows(embedder, rows, settings.batch_size, count), strict=True):
             if isinstance(embedded, Tensor):
                 ids.append(row.id)

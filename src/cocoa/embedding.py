@@ -114,10 +114,19 @@ class Embedder:
         Raises:
             CocoaError: the model's embeddings are shorter.
         """
-        whole = self.model.get_embedding_dimension()
-        if dim is not None and not 0 < dim <= (whole or dim):
-            raise CocoaError(f"truncate-dim {dim}: must be from 1 to {whole}, the length of the model's embeddings")
+        if dim is not None:
+            self.check_dim(dim)
         return replace(self, truncate_dim=dim)
+
+    def check_dim(self, dim: int) -> None:
+        """See that embeddings can be cut to that length.
+
+        Raises:
+            CocoaError: the model's embeddings are shorter.
+        """
+        whole = self.model.get_embedding_dimension()
+        if not 0 < dim <= (whole or dim):
+            raise CocoaError(f"truncate-dim {dim}: must be from 1 to {whole}, the length of the model's embeddings")
 
     def token_counts(self, sides: Sequence[Side]) -> list[int]:
         """How many tokens each input takes, but for markers: its text's, and its image's as the budget allows."""

@@ -88,7 +88,8 @@ def evaluate(
     embedder = load_embedder(model, max_length, prompt_style)
     if truncate_dims is None:
         truncate_dims = embedder.record.get("options", {}).get("matryoshka_dims", ())
-    shorter = [embedder.cut_to(dim).truncate_dim for dim in sorted({*truncate_dims}, reverse=True)]
+    for dim in truncate_dims:
+        embedder.check_dim(dim)
     found, digests = with_images_readable(found, bad)
     found, inputs = distinct_inputs(found, digests)
     _check_modalities(embedder, inputs, model)
@@ -98,7 +99,7 @@ def evaluate(
     device = this_process().device.type
     cache = EmbeddingCache(Path(output) / CACHE_FOLDER / fingerprint(model_hash, image, settings, versions(), device))
     embeddings = encode_missing(inputs, embedder, cache, batch_size)
-    about = {
+    about: dict[str, Any] = {
         "model": str(model),
         "model_hash": model_hash,
         "recipe": training_part(embedder.record),
@@ -121,11 +122,10 @@ def evaluate(
         return {}
     ranks = rank_all(found, (embeddings[place] for place in inputs.places))
     scores = {name: metrics(own) for name, own in ranks.items()}
-    about["truncated"] = {
-        str(dim): summary(score(found, (cut[place] for place in inputs.places)))
-        for dim in shorter
-        for cut in [truncated(embeddings, dim)]
-    }
+    about["truncated"] = {}
+    for dim in sorted({*truncate_dims}, reverse=True):
+        cut = truncated(embeddings, dim)
+        about["truncated"][str(dim)] = summary(score(found, (cut[place] for place in inputs.places)))
     for name, count in bad.left_out().items():
         scores[name]["num_data"] += count
     numbers = {each.name: [each.number(row) for row in range(len(each.queries))] for each in found}

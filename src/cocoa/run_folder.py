@@ -132,11 +132,8 @@ def readme(recipe: Recipe, folders: list[Path], session: dict[str, Any]) -> str:
         f"| `{LOGS}/` | event files, with `report_to: tensorboard` |",
         "| `trainer/` | the running stage's own checkpoints; gone once it is done |",
     ]
-    lines += [
-        "",
-        f"`{final}` is the result. Every checkpoint has a `README.md` (its model card), `cocoa.json` (how it was ",
-    ]
-    lines[-1] += "made) and `training_log.json`."
+    beside = "`README.md` (its model card), `cocoa.json` (how it was made) and `training_log.json`"
+    lines += ["", f"`{final}` is the result. Every checkpoint has a {beside}."]
     lines += ["", "```bash", f"cocoa evaluate {shlex.quote(final)} --data MMEB_EVAL_DIR --output SCORES", "```"]
     return "\n".join(lines) + "\n"
 

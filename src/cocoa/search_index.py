@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from cocoa.corpus import Part, Row, list_parts, read_part
-from cocoa.corpus_embedding import EmbedSettings, about, embed_rows
+from cocoa.corpus_embedding import EmbedSettings, about, check_share, embed_rows
 from cocoa.embedding import load_embedder
 from cocoa.embedding_cache import content_key
 from cocoa.errors import CocoaError
@@ -89,6 +89,7 @@ def update_index(settings: EmbedSettings, db: Path) -> IndexReport:
             report.removed = len(gone)
         new = {name for name, digest in hashes.items() if stored.get(name) != digest}
         report.unchanged = len(hashes) - len(new)
+        total = sum(part.stop - part.start for part in parts)
         logger.info("%d rows, of which %d are new or changed; %d gone", len(hashes), len(new), report.removed)
         with counting("rows", len(new), True) as count:
             for part, block in _blocks(parts, settings):
@@ -96,7 +97,7 @@ def update_index(settings: EmbedSettings, db: Path) -> IndexReport:
                 found = list(zip(rows, embed_rows(embedder, rows, settings.batch_size, count), strict=True))
                 done = [(row, each) for row, each in found if isinstance(each, Tensor)]
                 bad = [(row, each) for row, each in found if isinstance(each, str)]
-                _judge(bad, part, settings, report, sum(part.stop - part.start for part in parts))
+                _judge(bad, part, settings, report, total)
                 spoilt = [row.id for row, _ in bad if not row.fault and row.id in stored]  # since it was stored
                 _delete(table, spoilt)
                 report.removed += len(spoilt)
@@ -180,8 +181,7 @@ def _blocks(parts: Sequence[Part], settings: EmbedSettings) -> Iterator[tuple[Pa
             rows = []
             for row in block:
                 fault = row.fault or ("its id is another row's too; give each its own" if row.id in seen else "")
-                side = replace(row.side, instruction=row.side.instruction or settings.instruction)
-                rows.append(replace(row, side=side, fault=fault))
+                rows.append(replace(settings.instructed(row), fault=fault))
                 seen.add(row.id)
             yield part, rows
 
@@ -223,14 +223,12 @@ def _row_hash(row: Row) -> str:
 
 def _judge(bad: Sequence[tuple[Row, str]], part: Part, settings: EmbedSettings, report: IndexReport, rows: int) -> None:
     """Take note of bad rows, or raise at what the settings do not allow."""
-    report.bad += [(row.id, reason) for row, reason in bad]
-    if bad and settings.on_bad_row == "error":
+    if not bad:
+        return
+    if settings.on_bad_row == "error":
         raise CocoaError(f"{part.path}, row {bad[0][0].id}: {bad[0][1]}")
-    if len(report.bad) > settings.max_bad_share * rows:
-        raise CocoaError(
-            f"{part.path}: {len(report.bad)} rows could not be embedded, more than max-bad-share "
-            f"{settings.max_bad_share:g} of {rows} allows; the last: {report.bad[-1][1]}"
-        )
+    report.bad += [(row.id, reason) for row, reason in bad]
+    check_share(settings, part.path, len(report.bad), rows, report.bad[-1][1])
 
 
 def _delete(table: Any | None, names: Sequence[str]) -> None:

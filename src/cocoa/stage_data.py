@@ -58,7 +58,8 @@ def stage_data(stage: Stage, backbone: Backbone, args: StageArguments) -> StageD
     data = StageData(validation=validation, left_out=left_out)
     if isinstance(args, contrastive.ContrastiveArguments):
         data.validation = [pair for pair in validation if pair.target != Side()]
-        data.pairs, reasons = contrastive.usable_pairs(pairs, backbone, args)
+        usable = contrastive.usable_pairs(pairs, backbone, args)
+        data.pairs, reasons = usable, usable.left_out
         check_images(pairs, found.roots)
         check_images(validation, held)
     else:
@@ -145,7 +146,7 @@ def without_validation(
     return kept
 
 
-def usable_rows(pairs: Sequence[Pair], backbone: Backbone, args: StageArguments) -> StageRows:
+def usable_rows(pairs: Sequence[Pair], backbone: Backbone, args: StageArguments) -> StageRows[ContentPair]:
     """What a stage that is not contrastive rebuilds of the pairs."""
     if isinstance(args, compression.CompressionArguments):
         return compression.usable_rows(pairs, backbone, args)

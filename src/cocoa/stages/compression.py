@@ -140,7 +140,7 @@ def too_long(backbone: Backbone, row: ContentPair, max_length: int, prompt: str 
     return len(backbone.encode_text(text)) + labels.count(IGNORE_INDEX) >= room
 
 
-def usable_rows(pairs: Rows, backbone: Backbone, args: CompressionArguments) -> StageRows:
+def usable_rows(pairs: Rows, backbone: Backbone, args: CompressionArguments) -> StageRows[ContentPair]:
     """The images of pairs with their dialogues, none of them `too_long`."""
     return content_rows(
         pairs, NAME, lambda row: too_long(backbone, row, args.max_length, args.prompt), "what is compressed"

@@ -80,7 +80,7 @@ class ContentDataset(Dataset):
 
 def content_rows(
     pairs: Rows, stage: str, too_long: Callable[[ContentPair], bool] | None = None, never_cut: str = ""
-) -> StageRows:
+) -> StageRows[ContentPair]:
     """What a stage rebuilds of pairs; rows of content are taken as they are.
 
     Args:
@@ -94,7 +94,7 @@ def content_rows(
     """
     found = read_pairs(pairs) if isinstance(pairs, str | Path) else pairs
     rows = stage_rows([row for row in found if isinstance(row, Pair)], stage)
-    kept = StageRows()
+    kept: StageRows[ContentPair] = StageRows()
     kept.left_out = rows.left_out
     for row in rows:
         if too_long is not None and too_long(row):

@@ -2,8 +2,7 @@
 
 A batch is embedded in passes of packed rows (GradCache: first all embeddings without gradients, then the loss, then
 every pass again with the gradient of its own embeddings), the last ones once: a batch whose activations fit into
-memory is embedded once. Gradients equal those of sentence-transformers' cached loss; beyond it, equal targets are no
-negatives (by option).
+memory is embedded once. The loss itself is in `cocoa.contrastive_loss`.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from torch.utils.data import Dataset
 from cocoa.adapters import Lora
 from cocoa.architectures import ATTENTIONS, Attention
 from cocoa.backbone import POOLINGS, Backbone, Form, Pooling
+from cocoa.catalogue import StageRows
 from cocoa.checkpoint import as_sentence_transformer
 from cocoa.contrastive_loss import FILLER_ID, cached_loss, info_nce
 from cocoa.embedding import Embedder
@@ -208,17 +208,17 @@ class ContrastiveTrainer(StageTrainer):
         whole = backbone.model.config.text_config.hidden_size
         if long := [dim for dim in args.matryoshka_dims if dim > whole]:
             raise CocoaError(f"matryoshka_dims {long}: an embedding has {whole} numbers")
-        pairs, left_out = usable_pairs(read_pairs(pairs) if isinstance(pairs, str | Path) else pairs, backbone, args)
+        usable = usable_pairs(read_pairs(pairs) if isinstance(pairs, str | Path) else pairs, backbone, args)
         adapters = stage_adapters(backbone, args, lora)
         if not validation:
             args.eval_strategy = "no"
-        datasets = [pair.dataset for pair in pairs]
+        datasets = [pair.dataset for pair in usable]
         pieces = (args.batch_size, args.per_device_train_batch_size)
         super().__init__(
             name=NAME,
             model=PackedEmbedder(backbone),
             args=args,
-            train_dataset=PairDataset(pairs, backbone, args),
+            train_dataset=PairDataset(usable, backbone, args),
             eval_dataset=validation,
             data_collator=partial(collate, backbone=backbone, tokens=args.tokens_per_pass),
             sampler=GlobalBatchSampler(
@@ -226,7 +226,7 @@ class ContrastiveTrainer(StageTrainer):
             ),
             adapters=adapters,
         )
-        self.left_out = left_out
+        self.left_out = usable.left_out
         served = as_sentence_transformer(backbone)
         embedder = Embedder(served, backbone.images, args.max_length, ending=backbone.ending)
         self.evaluator = InPoolEvaluator(validation, embedder)
@@ -237,10 +237,13 @@ class ContrastiveTrainer(StageTrainer):
         """The loss of a batch; devices exchange gradients once, in its backward pass."""
 
         def loss_of(vectors: Tensor) -> Tensor:
-            args = self.args
-            of_sides = vectors[inputs["places"]]
-            options = (args.temperature, args.mask_equal_targets, args.matryoshka_dims)
-            return info_nce(of_sides, inputs["ids"], *options)
+            return info_nce(
+                vectors[inputs["places"]],
+                inputs["ids"],
+                self.args.temperature,
+                self.args.mask_equal_targets,
+                self.args.matryoshka_dims,
+            )
 
         alone = partial(self.accelerator.no_sync, model)
         kept, backward = self.args.passes_kept, self.accelerator.backward
@@ -269,17 +272,16 @@ def collate(rows: Sequence[dict[str, Any]], backbone: Backbone, tokens: int) -> 
     return {"passes": passes, "places": places, "ids": ids.contiguous()}
 
 
-def usable_pairs(
-    pairs: Sequence[Pair], backbone: Backbone, args: ContrastiveArguments
-) -> tuple[list[Pair], dict[str, Counter[str]]]:
-    """The pairs that have a target and fit into `max_length`; and of the others how many, by data set and reason."""
-    kept: list[Pair] = []
-    left_out: dict[str, Counter[str]] = {}
+def usable_pairs(pairs: Sequence[Pair], backbone: Backbone, args: ContrastiveArguments) -> StageRows[Pair]:
+    """The pairs that have a target and fit into `max_length`; what this has given already is taken as it is."""
+    if isinstance(pairs, StageRows):
+        return pairs
+    kept: StageRows[Pair] = StageRows()
     for pair in pairs:
         if pair.target == Side():
-            left_out.setdefault(pair.dataset, Counter())["a dialogue without a caption has no target"] += 1
+            kept.left_out.setdefault(pair.dataset, Counter())["a dialogue without a caption has no target"] += 1
         elif all(backbone.fits(side, args.max_length) for side in pair.sides):
             kept.append(pair)
         else:
-            left_out.setdefault(pair.dataset, Counter())["image and instruction fill max_length"] += 1
-    return kept, left_out
+            kept.left_out.setdefault(pair.dataset, Counter())["image and instruction fill max_length"] += 1
+    return kept

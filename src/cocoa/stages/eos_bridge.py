@@ -124,7 +124,7 @@ def too_long(backbone: Backbone, row: ContentPair, max_length: int) -> bool:
     return most_tokens(prompt) >= room and len(backbone.encode_text(prompt)) >= room
 
 
-def usable_rows(pairs: Rows, backbone: Backbone, args: EosBridgeArguments) -> StageRows:
+def usable_rows(pairs: Rows, backbone: Backbone, args: EosBridgeArguments) -> StageRows[ContentPair]:
     """What pairs give the bridge, none of it `too_long`."""
     return content_rows(pairs, NAME, lambda row: too_long(backbone, row, args.max_length), "block A")
 

@@ -179,7 +179,7 @@ class JointReconstructionTrainer(ReconstructionTrainer):
         save_patch_decoder(self.model.patch_decoder, folder)
 
 
-def usable_rows(pairs: Rows) -> StageRows:
+def usable_rows(pairs: Rows) -> StageRows[ContentPair]:
     """The images with a text of their own that pairs give."""
     return content_rows(pairs, NAME)
 
