@@ -1,11 +1,11 @@
 """What each published recipe takes on each device, and in all: counted, not measured (`cocoa.estimate`).
 
-    python benchmarks/budget.py [--tflops 400] [--devices 8] [--image 256] [--text 60]
+    python benchmarks/budget.py [--tflops 400] [--devices 8] [--image 256] [--text 60] [--split]
 
 For every stage: GB that do not depend on the batch, the most tokens that passes may have on devices of 24, 80 and 141
 GB (8 % of it left free; `x 3`: three passes are kept), and GPU-hours at the throughput that `--tflops` says, beside the
 floor: the same arithmetic with nothing computed twice. Every image takes `--image` tokens, every text `--text`; a pair
-has 1.3 images.
+has 1.3 images. With `--split` the model is split over the devices (FSDP2), else each has all of it.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=8)
     parser.add_argument("--image", type=int, default=256)
     parser.add_argument("--text", type=int, default=60)
+    parser.add_argument("--split", action="store_true")
     options = parser.parse_args()
     table = Table(
         "recipe", "stage", "GB", *(f"{capacity} GB" for capacity in CAPACITIES), "GPU-hours", "floor", "ratio"
@@ -82,7 +83,9 @@ def stage_cells(recipe: Recipe, stage: Any, options: argparse.Namespace) -> list
         changed = copy.copy(args)
         for name, value in changes.items():
             setattr(changed, name, value)
-        return estimate_stage(recipe, changed, backbone, model, measured, rows, options.tflops, options.devices)
+        return estimate_stage(
+            recipe, changed, backbone, model, measured, rows, options.tflops, options.devices, options.split
+        )
 
     taken = estimate()
     floor = estimate(gradient_checkpointing=False, tokens_per_pass=10**9)

@@ -17,6 +17,7 @@ from cocoa.estimate import (
     stage_memory,
     training_flops,
     weight_bytes,
+    whole_bytes,
 )
 
 
@@ -59,6 +60,14 @@ def test_passes_that_are_kept_keep_their_own_inputs():
     layer = 4 * 5 * (52 * 8 + 12 * 16)
     assert three.activations == 3 * one.activations == 9 * layer
     assert three.checkpointed - layer == 3 * (one.checkpointed - layer)
+
+
+def test_a_split_model_is_shared_but_for_what_is_whole():
+    sizes = {"frozen": 90, "trained": 10, "frozen_bytes": 2, "element_bytes": 2, "tuning": "lora", "logits": 0}
+    one, split = (stage_memory([TEXT], rows_at_once=4, **sizes, **how) for how in ({}, {"shares": 4, "whole": 30}))
+    assert (split.weights, split.states) == ((90 * 2 + 10 * 4) // 4 + 30, 10 * 12 // 4)
+    assert (split.activations, split.checkpointed) == (one.activations, one.checkpointed)
+    assert whole_bytes(frozen=5, trained=3, frozen_bytes=2) == 5 * 2 + 3 * 4 + 3 * 4  # the gradient with it
 
 
 def test_the_residual_stream_of_full_tuning_is_float32():

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from short_run import short_recipe
+from torch import nn
 from toy import VISION
 from typer.testing import CliRunner
 
@@ -24,6 +25,7 @@ from cocoa.estimate import ASSUMPTIONS
 from cocoa.pairs import Side
 from cocoa.pipeline import build_trainer, load_stage_backbone
 from cocoa.preview import SAMPLES, Schedule, preview
+from cocoa.preview_cost import whole_at_once
 from cocoa.preview_html import to_html
 from cocoa.preview_pictures import picture_of
 from cocoa.preview_render import Histogram, duration, epoch_line, percent, short, show, size, tokens_text
@@ -307,6 +309,18 @@ def test_devices_share_batch_and_time(recipe, found):
         preview(recipe, devices=3)
     with pytest.raises(CocoaError, match="tflops"):
         preview(recipe, tflops=0)
+    with pytest.raises(CocoaError, match="with split, devices must be 2 or more"):
+        preview(recipe, split=True)
+    for held, shared in zip(two.stages, preview(recipe, devices=2, split=True).stages, strict=True):
+        before, after = held.estimate.memory, shared.estimate.memory
+        assert after.states == before.states // 2
+        assert after.weights > before.weights // 2  # a tiny model is mostly what is whole
+
+
+def test_two_layers_and_all_that_is_outside_them_are_whole():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(2, 3), nn.Linear(2, 3), nn.LayerNorm(5))
+    model[3].requires_grad_(False)
+    assert whole_at_once(model, ["Linear"], frozen_bytes=2) == 10 * 2 + 2 * 9 * (4 + 4)
 
 
 @pytest.mark.slow

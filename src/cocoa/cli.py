@@ -87,6 +87,7 @@ def preview(
     ] = None,
     tflops: Annotated[float, typer.Option(help="TFLOP/s that a device is assumed to reach.")] = 400.0,
     devices: Annotated[int, typer.Option(help="Devices that the run would have.")] = 1,
+    split: Annotated[bool, typer.Option("--split", help="The model is split over the devices (FSDP2).")] = False,
 ) -> None:
     """See what a recipe would train on and its cost: rows, lengths, steps, samples. Loads no weights."""
     from cocoa.preview import preview as run
@@ -97,7 +98,7 @@ def preview(
     logging.getLogger("cocoa").setLevel(logging.WARNING)  # the preview says it all itself
     loaded = load_recipe(recipe, overrides or [])
     with Console(stderr=True).status("reading rows and images"):
-        found = run(loaded, tflops, devices)
+        found = run(loaded, tflops, devices, split)
     path = html or loaded.output_dir / "preview.html"
     write_html(found, path)
     show(console, found)

@@ -22,9 +22,10 @@ STATE_BYTES = 12
 LOGIT_BYTES = 16
 """Bytes of one logit: four float32 copies at the peak (masked, softmax, and the gradient of each)."""
 ASSUMPTIONS = (
-    "Memory: a device holds all weights, the trained ones with gradient and AdamW states in float32, and its "
-    "sequences, all taken to be as long as the longest seen. Activations are a rule of thumb. Nothing for "
-    "buffers and fragmentation: allow 10 to 20 % more.",
+    "Memory: a device holds all weights (with --split its share of them, and whole what lies outside the layers and "
+    "two layers), the trained ones with gradient and AdamW states in float32, and its sequences, all taken to be as "
+    "long as the longest seen. Activations are a rule of thumb. Nothing for buffers and fragmentation: allow 10 to "
+    "20 % more.",
     "Time: each device reaches the throughput that --tflops says (400 is 40 % of an H100's dense bfloat16 "
     "peak). Per token and parameter 6 operations where it is trained and 4 where it is frozen, 2 more for "
     "gradient checkpointing and 2 more for GradCache's extra forward pass. Nothing for padding, attention "
@@ -103,7 +104,7 @@ class Estimate:
         longest: tokens of the longest sequence that was seen.
         flops: operations of the whole stage, over all devices.
         tflops: 10^12 operations a second that a device is assumed to reach.
-        devices: how many share the work; each holds all weights.
+        devices: how many share the work.
     """
 
     memory: Memory
@@ -123,6 +124,11 @@ class Estimate:
 def weight_bytes(frozen: int, trained: int, frozen_bytes: int) -> int:
     """Bytes of the weights: `frozen` parameters of `frozen_bytes` each, trained ones in float32."""
     return frozen * frozen_bytes + trained * TRAINED_BYTES
+
+
+def whole_bytes(frozen: int, trained: int, frozen_bytes: int) -> int:
+    """Bytes of weights that are whole on a device which holds its share of a split model, gradients with them."""
+    return weight_bytes(frozen, trained, frozen_bytes) + trained * TRAINED_BYTES
 
 
 def activation_bytes(
@@ -153,6 +159,8 @@ def stage_memory(
     rows_at_once: int,
     logits: float,
     passes: int = 1,
+    shares: int = 1,
+    whole: int = 0,
 ) -> Memory:
     """Memory of a training step on one device.
 
@@ -168,6 +176,8 @@ def stage_memory(
         rows_at_once: sequences in a forward pass, each taken to be as long as the longest.
         logits: entries of the logit matrix (hidden tokens x vocabulary); 0 without a head.
         passes: forward passes that are kept at a time.
+        shares: devices that weights, gradients and states are split over.
+        whole: bytes of weights that a device has beside its share; see `whole_bytes`.
     """
     stream_bytes = TRAINED_BYTES if tuning == "full" else element_bytes
     activations = inputs = largest_layer = 0
@@ -181,8 +191,8 @@ def stage_memory(
         inputs += passes * stack.layers * tokens * width * stream_bytes
         largest_layer = max(largest_layer, one)
     return Memory(
-        weights=weight_bytes(frozen, trained, frozen_bytes),
-        states=trained * STATE_BYTES,
+        weights=weight_bytes(frozen, trained, frozen_bytes) // shares + whole,
+        states=trained * STATE_BYTES // shares,
         activations=activations,
         checkpointed=min(activations, inputs + largest_layer),
         logits=round(logits * LOGIT_BYTES),

@@ -139,24 +139,27 @@ class Preview:
     stages: list[StagePreview]
 
 
-def preview(recipe: Recipe, tflops: float = 400.0, devices: int = 1) -> Preview:
+def preview(recipe: Recipe, tflops: float = 400.0, devices: int = 1, split: bool = False) -> Preview:
     """Look at every stage of a recipe without training and without weights.
 
     Args:
         recipe: of which nothing is written.
         tflops: 10^12 operations a second that a device is assumed to reach.
         devices: that a run would have.
+        split: the model over the devices, by FSDP2.
 
     Raises:
         CocoaError: a mistake in recipe, data or backbone, as training would raise it.
     """
     if tflops <= 0 or devices < 1:
         raise CocoaError("preview: tflops must be more than 0, and devices 1 or more")
+    if split and devices == 1:
+        raise CocoaError("preview: one device holds all of the model; with split, devices must be 2 or more")
     stages = zip(recipe.stages, stage_forms(recipe), strict=True)
-    return Preview(recipe, [_stage(recipe, stage, form, tflops, devices) for stage, form in stages])
+    return Preview(recipe, [_stage(recipe, stage, form, tflops, devices, split) for stage, form in stages])
 
 
-def _stage(recipe: Recipe, stage: Stage, form: Form, tflops: float, devices: int) -> StagePreview:
+def _stage(recipe: Recipe, stage: Stage, form: Form, tflops: float, devices: int, split: bool) -> StagePreview:
     args = recipe.arguments(stage, recipe.output_dir / "trainer", disable_tqdm=True, use_cpu=True)
     backbone = load_stage_backbone(recipe, stage, recipe.backbone, form, weights=False)
     data = stage_data(stage, backbone, args)
@@ -184,7 +187,7 @@ def _stage(recipe: Recipe, stage: Stage, form: Form, tflops: float, devices: int
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         max_length=args.max_length,
         measured=measured,
-        estimate=estimate_stage(recipe, args, backbone, model, measured, pairs, tflops, devices),
+        estimate=estimate_stage(recipe, args, backbone, model, measured, pairs, tflops, devices, split),
         samples=samples,
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import nn
@@ -14,7 +15,7 @@ from transformers import PretrainedConfig
 
 from cocoa.backbone import Backbone
 from cocoa.errors import CocoaError
-from cocoa.estimate import Estimate, Layer, Stack, Tuning, stage_flops, stage_memory
+from cocoa.estimate import Estimate, Layer, Stack, Tuning, stage_flops, stage_memory, whole_bytes
 from cocoa.preview_samples import Measured
 from cocoa.recipe import DTYPES, Recipe
 from cocoa.reconstruction import LOGITS_AT_ONCE, PatchDecoder
@@ -61,6 +62,7 @@ def estimate_stage(
     pairs_seen: int,
     tflops: float,
     devices: int,
+    split: bool = False,
 ) -> Estimate:
     """Memory and time from the shapes of the model and the lengths that were measured.
 
@@ -73,6 +75,7 @@ def estimate_stage(
         pairs_seen: over the whole stage.
         tflops: 10^12 operations a second that a device is assumed to reach.
         devices: that the run would have.
+        split: the model over the devices (FSDP2, `cocoa.stages.sharding`); else each has all of it.
 
     Raises:
         CocoaError: a global batch that does not divide by the devices.
@@ -111,10 +114,29 @@ def estimate_stage(
         rows_at_once=rows,
         logits=min(rows * predicted * text.vocab_size, LOGITS_AT_ONCE),
         passes=passes_kept(args, devices, rows),
+        shares=devices if split else 1,
+        whole=whole_at_once(model, inner._no_split_modules, recipe.load_dtype.itemsize) if split else 0,
     )
     checkpointing = bool(args.gradient_checkpointing)
     flops = stage_flops(stacks, pairs_seen, checkpointing, embedded_twice(args, devices, tokens))
     return Estimate(memory, checkpointing, rows, longest, flops, tflops, devices)
+
+
+def whole_at_once(model: nn.Module, units: Sequence[str], frozen_bytes: int) -> int:
+    """Bytes that a device has whole of a split model: what is outside the units, and two of them.
+
+    Args:
+        model: of `stage_model`.
+        units: classes of the modules that are gathered one at a time, while the next one is on its way.
+        frozen_bytes: of a frozen weight.
+    """
+
+    def size(module: nn.Module) -> int:
+        trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        return whole_bytes(sum(p.numel() for p in module.parameters()) - trained, trained, frozen_bytes)
+
+    sizes = [size(module) for module in model.modules() if type(module).__name__ in units]
+    return size(model) - sum(sizes) + 2 * max(sizes)
 
 
 def rows_of(args: StageArguments, devices: int) -> int:
