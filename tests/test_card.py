@@ -9,10 +9,12 @@ import pytest
 from huggingface_hub import ModelCard
 from short_run import short_recipe
 from toy import pictures
+from typer.testing import CliRunner
 
 from cocoa import publish
 from cocoa.card import CARD_NAME, base_facts, card, limits, without_paths, write_card
 from cocoa.checkpoint import read_record
+from cocoa.cli import app
 from cocoa.embedding_cache import hash_folder
 from cocoa.errors import CocoaError
 from cocoa.evaluation import evaluate
@@ -86,6 +88,20 @@ def test_scores_stand_beside_published_ones_and_are_those_of_the_model(model, sc
         write_card(run / "1-joint_reconstruction", scores)
     with pytest.raises(CocoaError, match=r"no summary\.json here; name what `cocoa evaluate` wrote"):
         write_card(model, model)
+
+
+@pytest.mark.slow
+def test_the_commands_write_the_card_and_list_what_would_be_sent(model, scores, monkeypatch):
+    monkeypatch.setattr(publish, "HfApi", lambda: pytest.fail("asked the hub"))
+    wide = {"COLUMNS": "200"}
+    done = CliRunner().invoke(app, ["card", str(model), "--scores", str(scores)], env=wide)
+    assert (done.exit_code, done.output) == (0, f"card: {model / CARD_NAME}\n")
+    assert "## Scores" in (model / CARD_NAME).read_text()
+    listed = CliRunner().invoke(app, ["push", str(model), "me/mine", "--dry-run"], env=wide)
+    assert listed.exit_code == 0 and "me/mine: would be sent" in listed.output
+    lines = {line.split("│")[1].strip(): line for line in listed.output.splitlines() if line.startswith("│")}
+    assert f"{(model / 'model.safetensors').stat().st_size:,}" in lines["model.safetensors"]
+    assert "changed for the hub" in lines["README.md"] and "changed" not in lines["model.safetensors"]
 
 
 def test_a_folder_without_a_record_has_no_card(tiny_backbone_path):
