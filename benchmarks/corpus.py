@@ -27,7 +27,8 @@ from shapes import SHAPES, build
 
 from cocoa.checkpoint import versions
 from cocoa.corpus import Columns, list_parts, read_part
-from cocoa.corpus_embedding import FOLDER, EmbedSettings, embed_corpus
+from cocoa.corpus_embedding import EmbedSettings, embed_corpus
+from cocoa.corpus_files import FOLDER
 from cocoa.estimate import hours
 from cocoa.images import load_image
 

@@ -19,7 +19,8 @@ from toy import captions, pictures
 import cocoa.cli
 import cocoa.corpus_embedding as corpus_embedding
 from cocoa.corpus import Columns, list_parts, read_part
-from cocoa.corpus_embedding import FOLDER, METADATA, SUMMARY_NAME, EmbedSettings, embed_corpus
+from cocoa.corpus_embedding import EmbedSettings, embed_corpus
+from cocoa.corpus_files import FOLDER, METADATA, SUMMARY_NAME
 from cocoa.embedding import load_embedder
 from cocoa.errors import CocoaError
 from cocoa.pairs import Side
@@ -248,11 +249,21 @@ def test_files_of_one_name_in_two_folders_have_ids_of_their_own(tiny_backbone_pa
 
 
 def test_broken_rows_of_a_file_are_left_out_too(tiny_backbone_path: Any, tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{\n[]\n{"text": 3}\n{"text": "b"}')
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{\n[]\n{"text": 3}\n{"text": "b"}\n{"id": "c"}')
     options = {"on_bad_row": "skip", "max_bad_share": 0.9}
     summary = run(tiny_backbone_path(), tmp_path / "rows.jsonl", tmp_path / "out", **options)
     assert sorted(rows(tmp_path / "out")) == ["rows.jsonl#1", "rows.jsonl#5"]
-    assert [bad["id"][-1] for bad in summary["bad_rows"]] == ["2", "3", "4"]
+    assert [bad["id"][-1] for bad in summary["bad_rows"]] == ["2", "3", "4", "6"]
+    assert "neither 'text' nor 'image' is there" in summary["bad_rows"][-1]["reason"]
+
+
+def test_rows_that_an_earlier_run_left_out_count_too(tiny_backbone_path: Any, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": ""}\n' * 3)
+    options = {"on_bad_row": "skip", "max_bad_share": 0.4, "part_size": 2}
+    for _ in range(2):  # the second finds two parts there, whose bad rows are all that are allowed
+        with pytest.raises(CocoaError, match=r"3 rows could not be embedded, more than max-bad-share 0\.4 of 6"):
+            run(tiny_backbone_path(), tmp_path / "rows.jsonl", tmp_path / "out", **options)
+    assert len(list((tmp_path / "out" / FOLDER).iterdir())) == 2
 
 
 def test_a_parquet_file_of_equal_size_and_bounds_is_another_one(tmp_path: Path) -> None:
@@ -262,6 +273,12 @@ def test_a_parquet_file_of_equal_size_and_bounds_is_another_one(tmp_path: Path) 
         os.utime(tmp_path / "rows.parquet", ns=(number, number))  # clocks may be coarse
         names += [part.name for part in list_parts(tmp_path / "rows.parquet", 10, tmp_path / "out")]
     assert len(set(names)) == 2
+
+
+def test_a_long_name_of_many_bytes(tiny_backbone_path: Any, tmp_path: Path) -> None:
+    source = tmp_path / f"{'照' * 80}.jsonl"
+    source.write_text('{"text": "a"}')
+    assert run(tiny_backbone_path(), source, tmp_path / "out")["rows"] == 1
 
 
 def test_names_of_files_that_are_no_unicode_and_links_to_nothing(tiny_backbone_path: Any, tmp_path: Path) -> None:

@@ -240,6 +240,48 @@ def test_bad_rows_are_an_error_or_left_out_and_no_path_leaves_its_folder(
     assert counts(report) == (0, 0, 1, 1) and list(rows(tmp_path / "db")) == ["0"]
 
 
+def test_images_that_cannot_be_reached_cost_the_store_nothing(
+    tiny_backbone_path: Any, images: Path, tmp_path: Path
+) -> None:
+    records = [{"image": f"photos/{n}'s.png"} for n in range(5)] + [{"text": "a text"}]
+    source = write_rows(tmp_path / "rows.jsonl", records)
+    run(tiny_backbone_path(), source, tmp_path / "db")
+    before = rows(tmp_path / "db")
+    images.rename(tmp_path / "unplugged")
+    with pytest.raises(CocoaError, match="no such image file"):
+        run(tiny_backbone_path(), source, tmp_path / "db")
+    with pytest.raises(CocoaError, match=r"more than max-bad-share 0\.5 of 6 allows"):
+        run(tiny_backbone_path(), source, tmp_path / "db", on_bad_row="skip", max_bad_share=0.5)
+    assert len(before) == 6 and rows(tmp_path / "db") == before
+    report = run(tiny_backbone_path(), source, tmp_path / "db", on_bad_row="skip", max_bad_share=0.9)
+    assert counts(report) == (0, 0, 5, 1) and len(report.bad) == 5
+
+
+def test_an_image_that_is_replaced_while_it_is_embedded_is_embedded_again(
+    tiny_backbone_path: Any, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = search_index.embed_rows
+
+    def replaced(*args: Any) -> Any:
+        found = plain(*args)
+        pictures(1, seed=9)[0].save(images / "0's.png")
+        os.utime(images / "0's.png", ns=(1, 1))
+        return found
+
+    monkeypatch.setattr(search_index, "embed_rows", replaced)
+    run(tiny_backbone_path(), images, tmp_path / "db")
+    monkeypatch.setattr(search_index, "embed_rows", plain)
+    assert counts(run(tiny_backbone_path(), images, tmp_path / "db")) == (0, 1, 0, 5)
+    assert counts(run(tiny_backbone_path(), images, tmp_path / "db")) == (0, 0, 0, 6)
+
+
+def test_a_column_may_lose_all_its_values(tiny_backbone_path: Any, tmp_path: Path) -> None:
+    for years in ((1999, 2001), (None, None), (7, None)):
+        records = [{"text": text, "year": year} for text, year in zip(captions(2), years, strict=True)]
+        run(tiny_backbone_path(), write_rows(tmp_path / "rows.jsonl", records), tmp_path / "db")
+        assert [row["year"] for _, row in sorted(rows(tmp_path / "db").items())] == list(years)
+
+
 def test_float16_and_texts_that_are_no_unicode(tiny_backbone_path: Any, tmp_path: Path) -> None:
     records = [{"text": text, "note": "\ud800"} for text in captions(3)]
     run(tiny_backbone_path(), write_rows(tmp_path / "rows.jsonl", records), tmp_path / "db", precision="float16")

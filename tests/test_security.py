@@ -24,7 +24,8 @@ from test_training import make_trainer
 from toy import pictures
 
 from cocoa.backbone import load_backbone
-from cocoa.corpus_embedding import FOLDER, EmbedSettings, embed_corpus
+from cocoa.corpus_embedding import EmbedSettings, embed_corpus
+from cocoa.corpus_files import FOLDER
 from cocoa.embedding import load_embedder
 from cocoa.errors import CocoaError
 from cocoa.evaluation import CACHE_FOLDER, evaluate

@@ -182,7 +182,8 @@ def embed(
 ) -> None:
     """Embed a corpus into parquet files. A stopped run goes on; a corpus that has grown is embedded where it is new."""
     from cocoa.corpus import Columns
-    from cocoa.corpus_embedding import FOLDER, SUMMARY_NAME, EmbedSettings, embed_corpus
+    from cocoa.corpus_embedding import EmbedSettings, embed_corpus
+    from cocoa.corpus_files import FOLDER, SUMMARY_NAME
     from cocoa.processes import leave
 
     columns = Columns(id_column, text_column, image_column)

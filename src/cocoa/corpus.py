@@ -173,7 +173,8 @@ def _state(path: Path) -> tuple[int, int]:
 
 def _name(stem: str, start: int, *state: object) -> str:
     key = hashlib.blake2b(repr(state).encode(), digest_size=6).hexdigest()
-    return f"{stem[:80]}-{start:010}-{key}.parquet"
+    short = stem.encode()[:80].decode(errors="ignore")  # file systems count bytes
+    return f"{short}-{start:010}-{key}.parquet"
 
 
 def _parquet_rows(part: Part, columns: Columns, others: bool) -> Iterator[Any]:
@@ -198,10 +199,18 @@ def _parquet_rows(part: Part, columns: Columns, others: bool) -> Iterator[Any]:
 
 
 def _file_rows(part: Part, columns: Columns) -> Iterator[Any]:
-    for where, record in _records(part.path)[part.start : part.stop]:
+    records = _records(part.path)
+    named = any(isinstance(record, dict) and {columns.text, columns.image} & record.keys() for _, record in records)
+    for where, record in records[part.start : part.stop]:
         if isinstance(record, dict):
-            _check_columns(where, record, columns)
-            yield record
+            try:
+                _check_columns(where, record, columns)
+            except CocoaError as error:
+                if not named:  # in no row, so the columns have other names
+                    raise
+                yield error
+            else:
+                yield record
         elif isinstance(record, CocoaError):
             yield record
         else:

@@ -6,7 +6,6 @@ corpus has grown, embeds what is missing. Its metadata says which model made it;
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -15,27 +14,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from cocoa.bad_rows import POLICIES
-from cocoa.checkpoint import versions, writing
 from cocoa.corpus import Columns, Part, Row, list_parts, read_part
+from cocoa.corpus_files import FOLDER, SETTINGS_NAME, Embedded, bad_rows_of, claim, summarise, write_part
 from cocoa.embedding import Embedder, load_embedder, prepared
 from cocoa.embedding_cache import hash_folder
 from cocoa.errors import CocoaError
-from cocoa.files import claim_folder, write_json
-from cocoa.parquet import write_table
 from cocoa.processes import counting, this_process, wait_for_files
 
 logger = logging.getLogger(__name__)
 
-FOLDER, SETTINGS_NAME, SUMMARY_NAME = "embeddings", "settings.json", "summary.json"
-METADATA = b"cocoa"
-"""Key in a file's metadata: JSON of the model, its hash, and the rows left out with the reasons."""
 BLOCK = 1024
 """Rows in memory at a time, which are sorted by length."""
 PRECISIONS = ("float32", "float16")
@@ -89,15 +80,6 @@ class EmbedSettings:
         return replace(row, side=replace(row.side, instruction=row.side.instruction or self.instruction))
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """Rows of a part: ids and embeddings (N, D) in its order, and the ids of others with why they were left out."""
-
-    ids: list[str]
-    embeddings: Tensor
-    bad: list[tuple[str, str]]
-
-
 def embed_corpus(settings: EmbedSettings, output: Path) -> dict[str, Any]:
     """Write `output/embeddings/*.parquet` (columns `id` and `embedding`, unit vectors) and `output/summary.json`.
 
@@ -124,24 +106,25 @@ def embed_corpus(settings: EmbedSettings, output: Path) -> dict[str, Any]:
     state.wait_for_everyone()
     if not (output / SETTINGS_NAME).is_file():
         raise CocoaError(f"{output}: not the same folder for all processes; choose one on a disk that they share")
-    missing = [part for part in parts if not (output / FOLDER / part.name).exists()]
+    paths = {part.name: output / FOLDER / part.name for part in parts}
+    there = {name: bad_rows_of(path) for name, path in paths.items() if path.exists()}
+    missing = [part for part in parts if part.name not in there]
     rows = sum(part.stop - part.start for part in parts)
     logger.info("%d rows in %d parts, %d parts to embed", rows, len(parts), len(missing))
     state.wait_for_everyone()  # before anyone writes: all must see the same parts missing
     mine = missing[state.process_index :: state.num_processes]
-    left, bad = sum(part.stop - part.start for part in mine), 0
+    left, bad = sum(part.stop - part.start for part in mine), sum(map(len, there.values()))
     with counting("rows", left, state.is_main_process) as count:
         for part in mine:
-            path = output / FOLDER / part.name
             found = embed_part(embedder, part, settings, count)
             bad += len(found.bad)
             if found.bad:
                 check_share(settings, part.path, bad, rows, found.bad[-1][1])
-            write_part(path, found, facts)
+            write_part(paths[part.name], found, facts)
     if not state.is_main_process:
         return {}
-    wait_for_files(output / FOLDER / part.name for part in missing)
-    return _summarise(output, parts, facts, time.monotonic() - started)
+    wait_for_files(paths[part.name] for part in missing)
+    return summarise(output, parts, facts, time.monotonic() - started)
 
 
 def check_share(settings: EmbedSettings, path: Path, bad: int, rows: int, last: str) -> None:
@@ -195,23 +178,6 @@ def embed_part(
     if not embeddings and dimension is None:
         raise CocoaError(f"{part.path}: no row can be embedded; the first: {bad[0][1]}")
     return Embedded(ids, torch.stack(embeddings) if embeddings else torch.empty(0, dimension), bad)
-
-
-def write_part(path: Path, found: Embedded, facts: dict[str, Any]) -> None:
-    """Write the embeddings of a part, whole or not at all.
-
-    Args:
-        path: of the parquet file; its folder is made where it does not exist.
-        found: what it holds.
-        facts: what `about` says of the run.
-    """
-    vectors = found.embeddings.numpy().astype(facts["precision"])
-    column = pa.FixedSizeListArray.from_arrays(pa.array(np.ravel(vectors)), vectors.shape[1])
-    table = pa.table({"id": pa.array(found.ids, pa.string()), "embedding": column})
-    said = {"model": facts["model"], "model_hash": facts["model_hash"], "bad_rows": found.bad}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path):
-        write_table(path, table.replace_schema_metadata({METADATA: json.dumps(said)}))
 
 
 def embed_rows(
@@ -271,38 +237,3 @@ def about(settings: EmbedSettings, embedder: Embedder) -> dict[str, Any]:
         "columns": asdict(settings.columns),
         "part_size": settings.part_size,
     }
-
-
-def claim(facts: dict[str, Any], output: Path) -> None:
-    """Mark the folder as this run's, see `claim_folder`; the model may lie elsewhere than it did.
-
-    Args:
-        facts: what `about` says of the run.
-        output: of the run.
-    """
-    written = any((output / FOLDER).glob("*.parquet"))
-    claim_folder(output, SETTINGS_NAME, {key: facts[key] for key in facts if key != "model"}, FOLDER if written else "")
-
-
-def _summarise(output: Path, parts: Sequence[Part], facts: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Drop the files of rows that are no longer there, count the others, and write what is known of the run."""
-    wanted = {part.name for part in parts}
-    rows, bad = 0, list[dict[str, str]]()
-    for path in sorted((output / FOLDER).glob("*.parquet")):
-        if path.name not in wanted:
-            logger.info("%s: its rows have changed since; removed", path)
-            path.unlink()
-            continue
-        metadata = pq.read_metadata(path)
-        rows += metadata.num_rows
-        bad += [{"id": name, "reason": reason} for name, reason in json.loads(metadata.metadata[METADATA])["bad_rows"]]
-    summary = {
-        **facts,
-        "rows": rows,
-        "parts": len(wanted),
-        "bad_rows": bad,
-        "seconds": round(seconds, 1),
-        "versions": versions(),
-    }
-    write_json(output / SUMMARY_NAME, summary)
-    return summary

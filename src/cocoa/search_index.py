@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -72,7 +73,7 @@ def update_index(settings: EmbedSettings, db: Path) -> IndexReport:
             one that another process is writing.
     """
     db = Path(os.path.abspath(db))
-    parts = list_parts(settings.source, settings.part_size, db)
+    parts = list_parts(settings.source, sys.maxsize, db)  # a file is a part, read from its beginning to its end
     embedder = load_embedder(settings.model, settings.max_length)
     facts = about(settings, embedder)
     facts["model"] = os.path.abspath(settings.model) if Path(settings.model).exists() else settings.model
@@ -81,19 +82,19 @@ def update_index(settings: EmbedSettings, db: Path) -> IndexReport:
         _claim(facts, db)
         table = open_table(db)
         stored = _stored_hashes(table)
-        hashes, kinds = _survey(parts, settings)
-        if table is not None:
-            kinds = stored_kinds(table, kinds, db)
-            gone = [name for name in stored if name not in hashes]
-            _delete(table, gone)
-            report.removed = len(gone)
+        total = sum(part.stop - part.start for part in parts)
+        hashes, found_kinds = _survey(parts, settings, report, total)
+        kinds = stored_kinds(table, found_kinds, db)
+        gone = [name for name in stored if name not in hashes]
+        _delete(table, gone)
+        report.removed = len(gone)
+        met = {name for name, _ in report.bad}
         new = {name for name, digest in hashes.items() if stored.get(name) != digest}
         report.unchanged = len(hashes) - len(new)
-        total = sum(part.stop - part.start for part in parts)
         logger.info("%d rows, of which %d are new or changed; %d gone", len(hashes), len(new), report.removed)
         with counting("rows", len(new), True) as count:
             for part, block in _blocks(parts, settings):
-                rows = [row for row in block if row.fault or row.id in new]
+                rows = [row for row in block if (row.id not in met if row.fault else row.id in new)]
                 found = list(zip(rows, embed_rows(embedder, rows, settings.batch_size, count), strict=True))
                 done = [(row, each) for row, each in found if isinstance(each, Tensor)]
                 bad = [(row, each) for row, each in found if isinstance(each, str)]
@@ -104,7 +105,7 @@ def update_index(settings: EmbedSettings, db: Path) -> IndexReport:
                 report.changed += sum(row.id in stored for row, _ in done)
                 report.added += sum(row.id not in stored for row, _ in done)
                 if done:
-                    table = _store(done, kinds, settings.precision, table, db)
+                    table = _store(done, hashes, kinds, settings.precision, table, db)
         if table is not None:
             table.optimize(cleanup_older_than=OLD_VERSIONS)
     return report
@@ -186,8 +187,13 @@ def _blocks(parts: Sequence[Part], settings: EmbedSettings) -> Iterator[tuple[Pa
             yield part, rows
 
 
-def _survey(parts: Sequence[Part], settings: EmbedSettings) -> tuple[dict[str, str], dict[str, pa.DataType]]:
-    """The hash of each sound row by its id, and what each of the other columns holds."""
+def _survey(
+    parts: Sequence[Part], settings: EmbedSettings, report: IndexReport, total: int
+) -> tuple[dict[str, str], dict[str, pa.DataType | None]]:
+    """The hash of each sound row by its id, and what each of the other columns holds; bad rows are judged.
+
+    Nothing has been taken from the store by then: a corpus that cannot be reached just now costs no row of it.
+    """
     hashes: dict[str, str] = {}
     kinds: dict[str, pa.DataType | None] = {
         "path": pa.string(),
@@ -199,6 +205,7 @@ def _survey(parts: Sequence[Part], settings: EmbedSettings) -> tuple[dict[str, s
     for part, block in _blocks(parts, settings):
         for row in block:
             if row.fault:
+                _judge([(row, row.fault)], part, settings, report, total)
                 continue
             hashes[row.id] = _row_hash(row)
             for name, value in row.other.items():
@@ -207,7 +214,7 @@ def _survey(parts: Sequence[Part], settings: EmbedSettings) -> tuple[dict[str, s
                     named.add(name)
                     kinds[name] = None  # the source's own `width` takes the place of ours
                 kinds[name] = merged(kinds[name], kind_of(value))
-    return hashes, {name: kind or pa.string() for name, kind in kinds.items()}
+    return hashes, kinds
 
 
 def _row_hash(row: Row) -> str:
@@ -239,9 +246,17 @@ def _delete(table: Any | None, names: Sequence[str]) -> None:
 
 
 def _store(
-    done: Sequence[tuple[Row, Tensor]], kinds: Mapping[str, pa.DataType], precision: str, table: Any | None, db: Path
+    done: Sequence[tuple[Row, Tensor]],
+    hashes: Mapping[str, str],
+    kinds: Mapping[str, pa.DataType],
+    precision: str,
+    table: Any | None,
+    db: Path,
 ) -> Any:
-    """Put rows with their embeddings into the table at once, in place of what is there of them."""
+    """Put rows with their embeddings into the table at once, in place of what is there of them.
+
+    A row's hash is of what it was before it was embedded, so that the next run sees what was changed meanwhile.
+    """
     with ThreadPoolExecutor(WORKERS) as pool:
         known = list(pool.map(_image_facts, [row.side.image for row, _ in done]))
     records = []
@@ -251,7 +266,7 @@ def _store(
             "id": row.id,
             "text": row.side.text,
             "instruction": row.side.instruction,
-            "row_hash": _row_hash(row),
+            "row_hash": hashes[row.id],
         }
         own |= {"vector": embedding.numpy().astype(precision), "thumbnail": picture}
         records.append(own | {name: as_stored(other.get(name), kind) for name, kind in kinds.items()})

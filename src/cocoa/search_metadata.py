@@ -71,25 +71,27 @@ def check_column(name: str, path: Path) -> None:
         raise CocoaError(f"{path}: column {name!r}: such a name cannot be stored; rename it (no dot, no _ in front)")
 
 
-def stored_kinds(table: Any, kinds: Mapping[str, pa.DataType], db: Path) -> dict[str, pa.DataType]:
+def stored_kinds(table: Any | None, kinds: Mapping[str, pa.DataType | None], db: Path) -> dict[str, pa.DataType]:
     """What the columns of a store hold, once it has those that are new.
 
     Args:
-        table: of the store.
-        kinds: of the source's columns.
+        table: of the store; None where there is none yet.
+        kinds: of the source's columns, None of one without any value.
         db: names the store in messages.
 
     Raises:
         CocoaError: a column's values are of another kind now, which the store's do not take.
     """
-    there = {each.name: each.type for each in table.schema}
+    there = {} if table is None else {each.name: each.type for each in table.schema}
     for name, kind in kinds.items():
         held = there.get(name, kind)
-        if held != kind and held != pa.string() and (held, kind) != (pa.float64(), pa.int64()):
+        if kind is not None and held not in (kind, pa.string()) and (held, kind) != (pa.float64(), pa.int64()):
             raise CocoaError(f"{db}: column {name!r} held {held}, and now holds {kind}; choose another --db")
-    if new := [pa.field(name, kind) for name, kind in kinds.items() if name not in there]:
+    wanted = {name: there.get(name) or kind or pa.string() for name, kind in kinds.items()}
+    new = [pa.field(name, kind) for name, kind in wanted.items() if name not in there]
+    if table is not None and new:
         table.add_columns(new)
-    return {name: there.get(name, kind) for name, kind in kinds.items()}
+    return wanted
 
 
 def reason(error: Exception) -> str:
