@@ -28,7 +28,9 @@ def content_part(part: dict[str, Any]) -> dict[str, Any]:
                 image = Image.open(data, formats=("JPEG", "PNG", "WEBP"))
                 if image.width * image.height > MOST_PIXELS:
                     raise ValueError("too many pixels")
-                return {"type": "image", "image": ImageOps.exif_transpose(image).convert("RGB")}
+                upright = ImageOps.exif_transpose(image).convert("RGBA")
+                white = Image.new("RGBA", upright.size, "white")  # is what training sees through transparent pixels
+                return {"type": "image", "image": Image.alpha_composite(white, upright).convert("RGB")}
             except Exception as error:  # decoders raise many kinds on broken bytes
                 raise ValueError(f"image: {error}") from None
     raise ValueError("a part is a text of up to 8,000 characters, or an image as data:image/jpeg;base64,...")

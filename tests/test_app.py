@@ -21,6 +21,7 @@ pytest.importorskip("lancedb", reason="needs the extra `search`")
 pytest.importorskip("gradio", reason="needs the extra `search`")
 
 import httpx
+from starlette.datastructures import Headers
 
 from cocoa import app
 from cocoa.corpus_embedding import EmbedSettings
@@ -70,8 +71,9 @@ def content(image: Image.Image) -> bytes:
 def ask(client: httpx.Client, text: Any = "", image: Any = None, where: Any = "", top_k: Any = 3) -> str:
     """What the page would be told: HTML, or an error."""
     config = client.get("/config").json()
-    (number,) = [each["id"] for each in config["dependencies"] if len(each["inputs"]) == 5]
-    body = {"data": [text, image, "", where, top_k], "fn_index": number, "session_hash": "test"}
+    (found,) = [each for each in config["dependencies"] if len(each["inputs"]) in (4, 5)]
+    data = [text, image, "", top_k, where][: len(found["inputs"])]
+    body = {"data": data, "fn_index": found["id"], "session_hash": "test"}
     client.post("/gradio_api/queue/join", json=body).raise_for_status()
     with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": "test"}) as answer:
         for line in answer.iter_lines():
@@ -176,12 +178,28 @@ def test_uploads_are_bounded(client: httpx.Client, monkeypatch: pytest.MonkeyPat
     assert "not a readable image" in ask(client, image=upload(client, b"GIF89a no image", "x.gif"))
     wide = content(Image.new("L", (65_000, 1_000)))
     assert "65000 x 1000 pixels are more than 64 million" in ask(client, image=upload(client, wide))
-    for size in (f"Content-Length: {app.REQUEST_BYTES + 1}", "Transfer-Encoding: chunked", "Content-Length: -1"):
+    large, chunked = f"Content-Length: {app.REQUEST_BYTES + 1}", "Transfer-Encoding: chunked"
+    for size in (large, chunked, "Content-Length: -1", f"Content-Length: 10\r\n{chunked}"):
         for path in ("/gradio_api/upload", "/gradio_api/queue/join"):
             answer = raw(int(client.base_url.port or 0), f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{size}\r\n\r\n")
             assert answer.split()[1] in (b"413", b"400"), size
-    large = client.post("/gradio_api/upload", files={"files": ("x.png", b"0" * (app.UPLOAD_BYTES + 1))})
-    assert large.status_code == 413
+    both = Headers({"content-length": "10", "transfer-encoding": "chunked"})
+    assert not app.Guard._bounded(both) and app.Guard._bounded(Headers({"content-length": "10"}))
+    answer = client.post("/gradio_api/upload", files={"files": ("x.png", b"0" * (app.UPLOAD_BYTES + 1))})
+    assert answer.status_code == 413
+
+
+def test_an_image_that_has_been_removed_is_asked_for_again(client: httpx.Client) -> None:
+    image = upload(client, content(pictures(1)[0]))
+    Path(image["path"]).unlink()
+    assert "the image is not kept for longer; upload it again" in ask(client, image=image)
+
+
+def test_strangers_are_offered_no_conditions(searcher: Searcher, tmp_path: Path) -> None:
+    for conditions, inputs in ((True, 5), (False, 4)):
+        config = app.build(searcher, tmp_path, conditions=conditions).get_config_file()
+        assert inputs in [len(each["inputs"]) for each in config["dependencies"]]
+        assert any("SQL" in str(each["props"].get("label")) for each in config["components"]) == conditions
 
 
 def test_the_browser_is_told_to_load_nothing_from_elsewhere(client: httpx.Client) -> None:

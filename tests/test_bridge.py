@@ -6,8 +6,16 @@ from attention_paths import HeldKeysAndValues, final_states, gradients_before
 from toy import arguments, content_rows, row_of, states_of
 
 from cocoa.corruption import IGNORE_INDEX
+from cocoa.errors import CocoaError
 from cocoa.pairs import ContentPair, Side
-from cocoa.stages.eos_bridge import WHOLE_UP_TO, EosBridgeArguments, EosBridgeDataset, EosBridgeTrainer, too_long
+from cocoa.stages.eos_bridge import (
+    WHOLE_UP_TO,
+    EosBridgeArguments,
+    EosBridgeDataset,
+    EosBridgeTrainer,
+    bridge,
+    too_long,
+)
 
 ARCHITECTURES = ["qwen2_vl", "qwen2_5_vl"]
 LAYOUTS = ["published", "strict"]
@@ -67,6 +75,16 @@ def test_strict_eos_state_is_that_of_inference(tiny_backbone, tmp_path):
             model, batch = batch_of(backbone, tmp_path, layout, n=1)
             eos = final_states(model, batch)[batch["eos_position"][0]]
             assert torch.allclose(eos, alone, atol=1e-5) == equal
+
+
+def test_nothing_is_cut_from_its_end_where_a_fills_everything(tiny_backbone):
+    backbone = tiny_backbone()
+    row = content_rows(1, bridge=True)[0]
+    length = len(backbone.encode_side(row.side)["input_ids"])
+    assert len(bridge(backbone, row, length + 1, 1.0, torch.Generator())["input_ids"]) == length + 1
+    for less in (length, length - 1, 1):
+        with pytest.raises(CocoaError, match=f"no room for B in max_length {less}"):
+            bridge(backbone, row, less, 1.0, torch.Generator())
 
 
 def test_sample_is_a_eos_b(tiny_backbone, tmp_path):

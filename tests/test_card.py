@@ -212,6 +212,11 @@ def test_what_is_not_to_be_published_is_refused(model, spoil, message):
         push(model, "me/mine", dry_run=True)
 
 
+def test_a_repository_is_named_with_its_owner(model):
+    with pytest.raises(CocoaError, match="mine: whose"):
+        push(model, "mine", dry_run=True)
+
+
 def test_a_mistaken_name_and_a_hub_that_refuses_are_mistakes(model, monkeypatch):
     with pytest.raises(CocoaError, match=r"a/b/c: no name of a repository .*write owner/name"):
         push(model, "a/b/c", dry_run=True)

@@ -148,8 +148,9 @@ def test_a_long_dialogue_is_cut_and_what_is_compressed_never(compressing):
     cut = converse(backbone, row, first + 1)
     assert torch.equal(cut["input_ids"], whole["input_ids"][: first + 1]) and cut["compression_start"] == start
     assert (cut["labels"] != IGNORE_INDEX).sum() == 1
-    with pytest.raises(CocoaError, match="no room for an answer"):
-        converse(backbone, row, first)
+    for less in (first, start + backbone.compression_tokens - 1, 1):
+        with pytest.raises(CocoaError, match="no room for an answer"):
+            converse(backbone, row, less)
 
 
 def test_rows_that_leave_no_room_for_an_answer_are_too_long(compressing):

@@ -69,6 +69,14 @@ def test_the_rivals_differ_in_pre_training_alone(tmp_path):
     assert {stage.data.max_rows_per_subset for stage in cocoa.stages} == {demo.PAIRS_A_SET}
 
 
+def test_a_folder_of_any_name(tmp_path):
+    for name in ("my #1 run", "a: b", 'it\'s "mine"', "[DATA]"):
+        (tmp_path / name).mkdir()
+        for rival, recipe in write_recipes(tmp_path / name, "mini-qwen2-vl", 3).items():
+            assert recipe.output_dir == tmp_path / name / rival
+            assert recipe.stages[0].data.train == str(tmp_path / name / "scenes" / "MMEB-train")
+
+
 def test_its_recipe_repeats_it(tmp_path):
     write_recipes(tmp_path, "mini-qwen2.5-vl", 3)
     content = yaml.safe_load((tmp_path / "recipe.yaml").read_text())

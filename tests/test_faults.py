@@ -15,6 +15,7 @@ from test_training import distance, make_trainer, weights
 from toy import arguments, prepared, toy_pairs
 from transformers import TrainerCallback
 
+from cocoa.checkpoint import read_record
 from cocoa.errors import CocoaError
 from cocoa.failures import explained
 from cocoa.pairs import Side
@@ -110,8 +111,8 @@ def test_a_bad_step_is_left_out_on_demand(tiny_backbone, tmp_path, what, caplog)
 def test_a_model_gone_bad_is_given_up(tiny_backbone, tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "PATIENCE", 2)
     trainer = make_trainer("eos_bridge", tiny_backbone(), tmp_path, on_nonfinite="skip", **SAVING)
-    spoil_loss(trainer, {1, 2, 3})
-    with pytest.raises(CocoaError, match="2 steps were left out one after the other; step 4"):
+    spoil_loss(trainer, {1, 2})
+    with pytest.raises(CocoaError, match="2 steps were left out one after the other; step 3"):
         trainer.train_or_resume()
 
 
@@ -155,6 +156,27 @@ def test_the_row_behind_takes_the_place_of_a_bad_one(tiny_backbone, torn_pairs, 
     plain = contrastive_trainer(tiny_backbone(), whole, tmp_path / "whole")
     plain.train_or_resume()
     assert distance(weights(trainer), weights(plain)) == 0
+
+
+def test_bad_rows_are_in_the_way_of_no_checkpoint(tiny_backbone, torn_pairs, tmp_path):
+    """Neither among the probes of a model that is saved, nor among held-out rows, nor where features are kept."""
+    options = {"on_bad_row": "skip", "max_bad_share": 0.1, "max_steps": 2, "cache_inputs": True, "eval_steps": 1}
+    args = arguments(contrastive.ContrastiveArguments, tmp_path / "run", batch_size=4, **options)
+    backbone = tiny_backbone()
+    backbone.model.model.visual.requires_grad_(False)
+    trainer = contrastive.ContrastiveTrainer(backbone, args, torn_pairs, validation=torn_pairs[:8])
+    assert len(trainer.eval_dataset) == 6
+    trainer.train_or_resume()
+    assert any("eval_validation_hit@1" in entry for entry in trainer.state.log_history)
+    record = read_record(trainer.save_checkpoint(tmp_path / "model"))
+    assert record["merge_cosine"] > 0.999 and 0 < len(record["bad_rows"]) <= 2
+
+
+def test_held_out_rows_that_cannot_be_read_are_an_error_by_default(tiny_backbone, torn_pairs, tmp_path):
+    args = arguments(contrastive.ContrastiveArguments, tmp_path, batch_size=4, max_steps=1)
+    trainer = contrastive.ContrastiveTrainer(tiny_backbone(), args, torn_pairs[5:], validation=torn_pairs[:8])
+    with pytest.raises(CocoaError, match=r"torn-[34].png: not a readable image"):
+        trainer.evaluate()
 
 
 def test_too_many_bad_rows_are_an_error(tiny_backbone, torn_pairs, tmp_path):
@@ -233,6 +255,14 @@ def test_a_row_that_hangs_is_deadly_too(monkeypatch):
 
     monkeypatch.setattr("cocoa.stages.loading.PATIENCE", 1.0)
     assert find_deadly(Slow(), [0, 1]) == {1}
+
+
+@pytest.mark.slow
+def test_no_row_is_blamed_for_a_process_that_takes_long_to_begin(monkeypatch):
+    """As where processes are not forked, and import everything anew."""
+    monkeypatch.setattr(multiprocessing, "Process", multiprocessing.get_context("spawn").Process)
+    monkeypatch.setattr("cocoa.stages.loading.PATIENCE", 1.0)
+    assert find_deadly(["a", "b"], [0, 1]) == set()
 
 
 # ------------------------------------------------------------------------------------------------- memory
@@ -323,3 +353,30 @@ def test_sigterm_saves_and_ends_within_a_step(tiny_backbone, tmp_path, stage, wo
     again = make_trainer(stage, prepared(tiny_backbone(), stage), tmp_path / "stopped", **options)
     again.train_or_resume()
     assert distance(weights(again), weights(whole)) == 0
+
+
+class Saved(TrainerCallback):
+    """Does something while the last step is saved."""
+
+    def __init__(self, action):
+        self.action = action
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == state.max_steps:
+            self.action()
+
+
+def test_sigterm_behind_the_last_step_ends_the_run_too(tiny_backbone, tmp_path):
+    trainer = make_trainer("contrastive", tiny_backbone(), tmp_path, **SAVING | {"max_steps": 2})
+    trainer.add_callback(Saved(stop_all))
+    with pytest.raises(SystemExit) as ended:
+        trainer.train_or_resume()
+    assert ended.value.code == 143 and last_checkpoint(tmp_path).name == "checkpoint-2"
+    again = make_trainer("contrastive", tiny_backbone(), tmp_path, **SAVING | {"max_steps": 2})
+    again.train_or_resume()
+    assert distance(weights(again), weights(trainer)) == 0
+    unsaved = make_trainer("contrastive", tiny_backbone(), tmp_path / "unsaved", max_steps=1, save_strategy="no")
+    unsaved.add_callback(At(None, lambda: None))
+    unsaved.watch.on_step_end = lambda *args, **kwargs: stop_all()
+    unsaved.train_or_resume()  # nothing is saved yet, so it is not left
+    assert unsaved.state.global_step == 1

@@ -168,6 +168,11 @@ def test_a_data_set_is_called_as_in_mmeb_eval_whatever_its_folder(tmp_path):
     row = ("q", "", ["a"], [""])
     write_eval(tmp_path, "ImageNet_1K", row)
     assert [dataset.name for dataset in read_eval(tmp_path)] == ["ImageNet-1K"]
+    write_eval(tmp_path, "ImageNet_1K", row, ("two", "", ["a", "b"], [""]), ("three", "", [], []))
+    bad = BadRows("skip")
+    assert len(read_eval(tmp_path, bad=bad)[0].queries) == 1
+    assert bad.left_out() == {"ImageNet-1K": 2}
+    write_eval(tmp_path, "ImageNet_1K", row)
     write_eval(tmp_path, "ImageNet-1K", row)
     with pytest.raises(CocoaError, match="data set ImageNet-1K is there twice"):
         read_eval(tmp_path)

@@ -273,6 +273,18 @@ def test_a_mistake_in_a_later_stage_is_found_before_the_first_is_trained(recipe,
         train(parse_recipe(content))
 
 
+def test_a_model_that_could_embed_no_image_is_a_mistake(recipe, monkeypatch):
+    content = short_recipe("unused", recipe.output_dir, recipe.output_dir)
+    content["backbone"] = "mini-qwen2-vl"
+    content["stages"][2]["contrastive"]["max_length"] = 20
+    content["image"] = {"train_tokens": [1, 16], "eval_tokens": [1, 18]}
+    monkeypatch.setattr(pipeline, "run_stage", lambda *args: pytest.fail("trained before it looked"))
+    with pytest.raises(
+        CocoaError, match=r"stages\.contrastive: max_length 20: no room for an image of image\.eval_tok"
+    ):
+        train(parse_recipe(content))
+
+
 def test_one_process_owns_a_folder_at_a_time(recipe):
     recipe.output_dir.mkdir()
     hold = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True)"

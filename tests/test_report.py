@@ -495,5 +495,5 @@ def test_text_from_the_data_is_inert(runs):
         missing=[Missing(evil, evil, evil)],
     )
     written = to_html(report)
-    assert not re.search(r"<script|\x1b|1235234", written.replace(evil[-5:], ""))
+    assert not re.search(r"<script|\x1b|1235234", written)
     assert written.count("&lt;script&gt;") > 25

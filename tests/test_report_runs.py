@@ -10,6 +10,7 @@ from test_report import Page
 from typer.testing import CliRunner
 
 from cocoa import report_runs
+from cocoa.account import FACTS
 from cocoa.cli import app
 from cocoa.errors import CocoaError
 from cocoa.evaluation import evaluate
@@ -201,6 +202,24 @@ def test_other_data_has_no_embeddings_and_a_run_says_so(world, tmp_path):
         shutil.rmtree(tmp_path / "scenes" / "MMEB-eval" / name)
     report = report_of([world / "run"], data=tmp_path / "scenes" / "MMEB-eval")
     assert report.attention and report.texts and not report.galleries  # of data sets that were not scored
+
+
+def test_a_stage_that_a_run_has_twice_is_timed_twice(tmp_path):
+    first = {key: value for key, value in record("contrastive", 40.0).items() if key in FACTS}
+    run = run_folder(tmp_path / "run", history=[first], seconds=60.0)
+    assert report_of([run]).seconds == {"run: contrastive": 40.0, "run: contrastive (2)": 60.0}
+
+
+@pytest.mark.slow
+def test_what_cannot_be_rebuilt_is_named_and_the_rest_is_shown(world, monkeypatch):
+    def refuse(*_):
+        raise CocoaError("block A leaves no room")
+
+    monkeypatch.setattr(report_runs, "rebuild_images", refuse)
+    monkeypatch.setattr(report_runs, "eos_attention", lambda *_: [])
+    report = report_of([world / "run"])
+    (missing,) = [each for each in report.missing if each.what == "rebuilt pictures"]
+    assert missing.why == "block A leaves no room" and report.texts and not report.images
 
 
 @pytest.mark.slow

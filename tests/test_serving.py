@@ -16,6 +16,7 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 
 from cocoa.checkpoint import save_checkpoint
+from cocoa.images import load_image
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,15 @@ def test_a_picture_is_turned_as_its_exif_says(ask, model):
     url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
     upright = picture.transpose(Image.Transpose.ROTATE_270)
     np.testing.assert_array_equal(vectors(ask({"messages": [user(image_part(url))]}))[0], model.encode(upright))
+
+
+def test_a_transparent_picture_stands_on_white_as_in_training(ask, model):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (56, 84, 4), dtype=np.uint8), "RGBA")
+    file = BytesIO()
+    picture.save(file, "PNG")
+    trained = load_image(file.getvalue())
+    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    np.testing.assert_array_equal(vectors(ask({"messages": [user(image_part(url))]}))[0], model.encode(trained))
 
 
 REFUSED = {

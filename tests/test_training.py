@@ -20,7 +20,7 @@ from cocoa.stages.checkpoints import last_checkpoint
 from cocoa.stages.reconstruction import ReconstructionTrainer
 from cocoa.stages.sampling import GlobalBatchSampler
 from cocoa.stages.training import StageTrainer
-from cocoa.stages.weights import trainable
+from cocoa.stages.weights import load_weights, trainable
 
 STAGES = ["joint_reconstruction", "eos_bridge", "compression", "contrastive", "matching"]
 """`matching` is the contrastive stage on compression tokens."""
@@ -275,6 +275,14 @@ def test_a_checkpoint_of_another_model_is_an_error(tiny_backbone, tmp_path):
         make_trainer("eos_bridge", backbone, tmp_path, **options).train_or_resume()
 
 
+def test_weights_of_another_shape_are_an_error_and_leave_the_model_as_it_was():
+    model = torch.nn.Linear(4, 8)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CocoaError, match=r"parameter weight: \[1, 4\] in the file, \[8, 4\] in this run's model"):
+        load_weights(model, {"weight": torch.zeros(1, 4), "bias": torch.zeros(8)})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_trainer_checkpoints_hold_no_pickled_arguments(tiny_backbone, tmp_path):
     make_trainer(
         "eos_bridge", tiny_backbone(), tmp_path, max_steps=2, save_strategy="steps", save_steps=2
@@ -372,6 +380,12 @@ def test_a_finished_training_takes_no_step_when_started_again(tiny_backbone, tmp
         (eos_bridge.EosBridgeArguments, {"on_nonfinite": "ignore"}, "on_nonfinite 'ignore': choose error or skip"),
         (eos_bridge.EosBridgeArguments, {"max_bad_share": 2.0}, "max_bad_share: 2.0 must be above 0 and at most 1"),
         (eos_bridge.EosBridgeArguments, {"save_only_model": True}, "would make a restart inexact"),
+        (
+            eos_bridge.EosBridgeArguments,
+            {"load_best_model_at_end": True, "save_strategy": "steps", "eval_strategy": "steps", "eval_steps": 500}
+            | {"save_steps": 500},
+            "a stage ends with its last weights",
+        ),
         (eos_bridge.EosBridgeArguments, {"fsdp": True}, "fsdp: a run is split as a whole, not stage by stage"),
     ],
 )

@@ -88,8 +88,8 @@ class Guard:
 
     @staticmethod
     def _bounded(headers: Headers) -> bool:
-        size = headers.get("content-length", "")
-        return size.isdecimal() and int(size) <= REQUEST_BYTES
+        size = headers.get("content-length", "")  # which chunks, if there are any, need not keep to
+        return "transfer-encoding" not in headers and size.isdecimal() and int(size) <= REQUEST_BYTES
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def running(searcher: Searcher, host: str, port: int, instruction: str = "") -> 
         CocoaError: the address or port cannot be had.
     """
     with _uploads_folder() as uploads:
-        page = build(searcher, uploads, instruction)
+        page = build(searcher, uploads, instruction, conditions=host in LOOPBACK)
         middleware = [Middleware(Guard, uploads=str(uploads))]
         if host in LOOPBACK:  # else a site could have its own name point here, and read what it likes
             middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=LOOPBACK))
@@ -161,16 +161,19 @@ def serve(searcher: Searcher, host: str, port: int, instruction: str, ready: Cal
         threading.Event().wait()
 
 
-def build(searcher: Searcher, uploads: Path, instruction: str = "") -> gr.Blocks:
+def build(searcher: Searcher, uploads: Path, instruction: str = "", conditions: bool = True) -> gr.Blocks:
     """The page: what is looked for on top, what was found below.
 
     Args:
         searcher: of the store.
         uploads: folder that Gradio puts uploads into.
         instruction: that stands there before anything is typed.
+        conditions: offer conditions on columns; SQL can take all time and memory, so they are not for strangers.
     """
 
-    def find(text: str | None, image: dict[str, Any] | None, said: str | None, where: str | None, top_k: float) -> str:
+    def find(
+        text: str | None, image: dict[str, Any] | None, said: str | None, top_k: float, where: str | None = None
+    ) -> str:
         text, said, where = text or "", said or "", where or ""
         if len(text) + len(said) + len(where) > MOST_CHARACTERS:
             return show([], f"more than {MOST_CHARACTERS} characters; shorten the text")
@@ -188,7 +191,9 @@ def build(searcher: Searcher, uploads: Path, instruction: str = "") -> gr.Blocks
                 text = gr.Textbox("", label="Text", placeholder="a red circle left of a square")
                 with gr.Accordion("More", open=False):
                     said = gr.Textbox(instruction, label="Instruction, as the model was trained with")
-                    where = gr.Textbox("", label="Condition on columns, in SQL", placeholder="width > 500")
+                    asked = []
+                    if conditions:
+                        asked = [gr.Textbox("", label="Condition on columns, in SQL", placeholder="width > 500")]
                     top_k = gr.Slider(1, MOST_HITS, 12, step=1, label="Results")
                 button = gr.Button("Search", variant="primary")
             image = gr.Image(
@@ -197,9 +202,9 @@ def build(searcher: Searcher, uploads: Path, instruction: str = "") -> gr.Blocks
             image.async_move_resource_to_block_cache = _not_fetched  # type: ignore
         found = gr.HTML(show([], rows))
         gr.on(
-            [text.submit, button.click, image.upload, said.submit, where.submit],
+            [text.submit, button.click, image.upload, said.submit, *(where.submit for where in asked)],
             find,
-            [text, image, said, where, top_k],
+            [text, image, said, top_k, *asked],
             found,
             preprocess=False,  # Gradio would decode the image, unbounded
             concurrency_limit=1,
@@ -216,7 +221,10 @@ async def _not_fetched(path: str | Path | None) -> str | None:
 def _uploaded(path: str, uploads: Path) -> bytes:
     if not Path(path).resolve().is_relative_to(uploads):
         raise CocoaError("an image has to be uploaded")
-    return Path(path).read_bytes()
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        raise CocoaError("the image is not kept for longer; upload it again") from None
 
 
 def show(hits: list[Hit], said: str = "") -> str:

@@ -225,7 +225,7 @@ def score_table(results: dict[str, dict[str, Any]]) -> Table:
     table = Table(title="hit@1 (%)")
     table.add_column("")
     for name in results:
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right")
     first = next(iter(results.values()))
     for group, average in first["averages"].items():
         if average["datasets"]:
@@ -234,7 +234,7 @@ def score_table(results: dict[str, dict[str, Any]]) -> Table:
             table.add_row(label, *values, style="bold" if group == "All" else None)
     table.add_section()
     for dataset in first["datasets"]:
-        table.add_row(dataset, *[f"{result['datasets'][dataset]:.1f}" for result in results.values()])
+        table.add_row(escape(dataset), *[f"{result['datasets'][dataset]:.1f}" for result in results.values()])
     return table
 
 

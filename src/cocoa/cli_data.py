@@ -51,7 +51,9 @@ def validate(
         table.add_column(title, justify="right")
     for report in reports:
         counts = ["-"] * 3 if report.error else [f"{n:,}" for n in (report.rows, report.images, len(report.bad))]
-        table.add_row(report.name, report.split, *counts, style="red" if report.error or report.bad else None)
+        table.add_row(
+            escape(report.name), escape(report.split), *counts, style="red" if report.error or report.bad else None
+        )
     console.print(table)
     for report in reports:
         if report.error:
@@ -59,9 +61,9 @@ def validate(
         for bad in report.bad[:SHOWN]:
             console.print(escape(f"data set {bad.dataset}, row {bad.row}: {bad.reason}"), soft_wrap=True)
         if len(report.bad) > SHOWN:
-            console.print(f"data set {report.name}: {len(report.bad) - SHOWN} more")
+            console.print(escape(f"data set {report.name}: {len(report.bad) - SHOWN} more"))
         for reason, count in report.left_out.items():
-            console.print(f"data set {report.name}: {count} rows left out: {reason}")
+            console.print(escape(f"data set {report.name}: {count} rows left out: {reason}"))
     if any(report.error or report.bad for report in reports):
         raise CocoaError(f"{data}: not all of it can be used; see above")
 

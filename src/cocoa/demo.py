@@ -7,7 +7,10 @@ miniature of the mechanism, not of MMEB's table.
 
 from __future__ import annotations
 
+import json
 import logging
+import re
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -135,11 +138,10 @@ def write_recipes(output: Path, backbone: str, seed: int) -> dict[str, Recipe]:
     recipes = {}
     for name, text in texts.items():
         path = output / ("recipe.yaml" if name == "cocoa" else f"{name}.yaml")
-        values = {"RECIPE": path, "BACKBONE": backbone, "OUTPUT": output / name, "SEED": seed}
-        values["DATA"] = output / "scenes" / "MMEB-train"
-        for key, value in values.items():
-            text = text.replace(f"[{key}]", str(value))
-        path.write_text(text, encoding="utf-8")
+        places = {"BACKBONE": backbone, "OUTPUT": output / name, "DATA": output / "scenes" / "MMEB-train"}
+        values = {key: json.dumps(str(place)) for key, place in places.items()}  # which YAML reads
+        values |= {"RECIPE": shlex.quote(str(path)), "SEED": str(seed)}
+        path.write_text(re.sub(r"\[([A-Z]+)\]", lambda found, values=values: values[found[1]], text), encoding="utf-8")
         recipes[name] = load_recipe(path)
     return recipes
 

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cocoa.files import unfinished
 from cocoa.pairs import Side
 
 KEY_BYTES = 16
@@ -48,9 +49,8 @@ class EmbeddingCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         packed = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).reshape(-1, KEY_BYTES)
         path = self.folder / f"{hashlib.blake2b(b''.join(keys), digest_size=8).hexdigest()}.safetensors"
-        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file({"keys": packed, "embeddings": embeddings.contiguous()}, unfinished)
-        os.replace(unfinished, path)
+        save_file({"keys": packed, "embeddings": embeddings.contiguous()}, unfinished(path))
+        os.replace(unfinished(path), path)
 
 
 def fingerprint(*facts: object) -> str:

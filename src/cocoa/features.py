@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 
 import torch
 from rich.progress import track
 
 from cocoa.backbone import Backbone
+from cocoa.errors import CocoaError
 from cocoa.pairs import Side
 
 IMAGES_AT_ONCE = 256
@@ -18,7 +20,7 @@ IMAGES_AT_ONCE = 256
 def keep_features(backbone: Backbone, sides: Iterable[Side], progress: bool = False) -> None:
     """Encode sides into `backbone.encoded`, with `image_features` (merged tokens, D) in place of `pixel_values`.
 
-    Nothing happens where the tower is trained.
+    Nothing happens where the tower is trained. A side that cannot be encoded is left to whoever asks for it.
 
     Args:
         backbone: that keeps what it has encoded.
@@ -30,7 +32,8 @@ def keep_features(backbone: Backbone, sides: Iterable[Side], progress: bool = Fa
     if backbone.encoded is None:
         backbone.encoded = {}
     for side in sides:
-        backbone.encode_side(side)
+        with suppress(CocoaError):
+            backbone.encode_side(side)
     features = {
         image: kept["image_features"] for (_, image), kept in backbone.encoded.items() if "image_features" in kept
     }

@@ -17,10 +17,15 @@ def unfinished(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text; the file is there only once it is whole."""
+    unfinished(path).write_text(text, encoding="utf-8")
+    os.replace(unfinished(path), path)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON to be read by people too; the file is there only once it is whole."""
-    unfinished(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished(path), path)
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def claim_folder(folder: Path, mark: str, wanted: Mapping[str, Any], holds: str) -> None:

@@ -151,6 +151,8 @@ def read_eval_dataset(
 ) -> EvalDataset:
     """Reads one data set, as `read_eval` does; it is called as in MMEB-eval, whichever spelling its folder has."""
     table = read_split(folder / name, split, ("qry_text", "tgt_text"), EVAL_COLUMNS)
+    entry = find_dataset(name)
+    called = entry.name if entry else name
     missing = [column for column in ("qry_img_path", "tgt_img_path") if column not in table.column_names]
     if missing and "qry_inst" not in table.column_names:
         raise CocoaError(f"data set {name}: no column {', '.join(missing)} in split {split!r}; download it again")
@@ -166,12 +168,12 @@ def read_eval_dataset(
     paths = lengths.get("tgt_img_path", counts)
     for row in np.flatnonzero(counts != paths).tolist():
         bad.add(
-            name,
+            called,
             [row],
             f"{counts[row]} texts in tgt_text but {paths[row]} paths in tgt_img_path; give every candidate one of "
             "each, empty where absent",
         )
-    bad.add(name, np.flatnonzero((counts == 0) & (paths == 0)).tolist(), "no candidates in tgt_text; drop the row")
+    bad.add(called, np.flatnonzero((counts == 0) & (paths == 0)).tolist(), "no candidates in tgt_text; drop the row")
     usable = (counts > 0) & (counts == paths)
     if not usable.any():
         raise CocoaError(f"data set {name}: no usable row in split {split!r}")

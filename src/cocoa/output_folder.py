@@ -67,8 +67,8 @@ def _refuse(folder: Path, before: dict[str, Any] | None, now: dict[str, Any], ac
 
 
 @contextmanager
-def owned(folder: Path, is_main: bool) -> Iterator[None]:
-    """Hold an output folder for this run (its main process) alone."""
+def owned(folder: Path, is_main: bool, option: str = "output_dir") -> Iterator[None]:
+    """Hold an output folder, which an option named, for this run (its main process) alone."""
     if not is_main:
         yield
         return
@@ -77,6 +77,6 @@ def owned(folder: Path, is_main: bool) -> Iterator[None]:
         with FileLock(folder / ".lock", timeout=0):
             yield
     except Timeout:
-        raise CocoaError(f"output_dir {folder}: another run is writing here; wait for it or choose another") from None
+        raise CocoaError(f"{option} {folder}: another run is writing here; wait for it or choose another") from None
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise CocoaError(f"output_dir {folder}: cannot be written ({error.strerror})") from None
+        raise CocoaError(f"{option} {folder}: cannot be written ({error.strerror})") from None

@@ -20,6 +20,7 @@ from cocoa.adapters import Lora
 from cocoa.backbone import Backbone, Form, load_backbone
 from cocoa.checkpoint import recorded_form
 from cocoa.errors import CocoaError
+from cocoa.inputs import room
 from cocoa.output_folder import claim, is_done, owned
 from cocoa.processes import this_process
 from cocoa.recipe import Recipe, Stage
@@ -74,6 +75,8 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
         if not all(done) and state.is_main_process:
             claim_stage(recipe, done.index(False), accept_changes)
             explain(recipe, stage_folders(recipe))
+        if all(done) and state.is_main_process:  # killed before it had cleared up
+            shutil.rmtree(recipe.output_dir / "trainer", ignore_errors=True)
         source = recipe.backbone
         for index, stage in enumerate(recipe.stages):
             folder = stage_folder(recipe, index)
@@ -161,8 +164,9 @@ def stage_forms(recipe: Recipe) -> list[Form]:
     """How each stage reads its backbone: as it says, else as the stage before it left it.
 
     Raises:
-        CocoaError: a mistake in a stage's arguments, another number of compression tokens than there are by then, or
-            more of them than the backbone has room for.
+        CocoaError: a mistake in a stage's arguments, another number of compression tokens than there are by then,
+            more of them than the backbone has room for, or a last stage whose inputs have no room for an image as it is
+            shown in evaluation.
     """
     forms: list[Form] = []
     known = recorded_form(recipe.backbone)
@@ -175,6 +179,12 @@ def stage_forms(recipe: Recipe) -> list[Form]:
                 load_backbone(recipe.backbone, weights=False, **form._asdict())  # is there room for them?
             if there and form.compression_tokens not in (0, there):
                 raise CocoaError(f"compression_tokens: {form.compression_tokens}, but there are {there}")
+            shown = recipe.image.evaluation()
+            if stage is recipe.stages[-1] and room(shown, True, args.max_length, form.compression_tokens or 1) < 0:
+                raise CocoaError(
+                    f"max_length {args.max_length}: no room for an image of image.eval_tokens {shown.tokens[1]}, so "
+                    "that the model could embed none; raise it, or lower those"
+                )
         forms.append(form)
         known, there = form, form.compression_tokens or there
     return forms

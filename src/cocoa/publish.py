@@ -66,6 +66,8 @@ def push(folder: Path, repo_id: str, private: bool = False, dry_run: bool = Fals
         raise CocoaError(
             f"{repo_id}: no name of a repository ({str(error).splitlines()[0]}); write owner/name"
         ) from None
+    if "/" not in repo_id:
+        raise CocoaError(f"{repo_id}: whose? Write owner/name")
     files = published_files(folder, repo_id)
     if dry_run:
         return files

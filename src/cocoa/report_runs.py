@@ -20,6 +20,7 @@ from cocoa.architectures import locate
 from cocoa.checkpoint import RECORD_NAME, read_record, training_part
 from cocoa.compare import FINAL, SCORES, Run, named_apart, read_run, read_summary
 from cocoa.eos_attention import eos_attention
+from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget
 from cocoa.rebuild import rebuild_images, rebuild_texts, swapped
 from cocoa.report import Missing, Report
@@ -144,8 +145,14 @@ def stage_checkpoints(folder: Path) -> list[Path]:
 
 def _seconds(sources: Sequence[Source]) -> dict[str, float]:
     """What each stage of the training runs took, where it is known."""
-    stages = [(source.run.name, stage) for source in sources if source.stages for stage in source.run.stages]
-    return {f"{name}: {stage['stage']}": stage["seconds"] for name, stage in stages if stage["seconds"] is not None}
+    found: dict[str, float] = {}
+    for source in sources:
+        for stage in source.run.stages if source.stages else ():
+            name = f"{source.run.name}: {stage['stage']}"
+            times = sum(known.partition(" (")[0] == name for known in found)
+            if stage["seconds"] is not None:
+                found[f"{name} ({times + 1})" if times else name] = stage["seconds"]
+    return found
 
 
 def _not_scored(sources: Sequence[Source]) -> list[Missing]:
@@ -194,23 +201,31 @@ def _may_load(sources: Sequence[Source], asked: bool | None, missing: list[Missi
 
 def _rebuilt(report: Report, sources: Sequence[Source], data: ReportData, missing: list[Missing]) -> Report:
     """The report with what the reconstruction stages of the last run that has them make of the data's first rows."""
+    failed: dict[str, str] = {}
     for run, folder in _last(sources, joint_reconstruction.NAME, joint_reconstruction.DECODER_NAME):
         logger.info("rebuilding pictures with %s", folder)
-        images = rebuild_images(folder, data.rows(joint_reconstruction.NAME, PICTURES))
-        report = replace(report, images=images, images_of=run)
+        try:
+            images = rebuild_images(folder, data.rows(joint_reconstruction.NAME, PICTURES))
+            report = replace(report, images=images, images_of=run)
+        except CocoaError as error:
+            failed[joint_reconstruction.NAME] = str(error)
     for run, folder in _last(sources, eos_bridge.NAME, RECORD_NAME):
         logger.info("rebuilding captions with %s", folder)
         layout = read_record(folder).get("options", {}).get("layout", "published")
         rows = data.rows(eos_bridge.NAME, TEXTS)
-        texts, elsewhere = (rebuild_texts(folder, own, layout) for own in (rows, swapped(rows)))
-        report = replace(report, texts=texts, texts_elsewhere=elsewhere, texts_of=run)
+        try:
+            texts, elsewhere = (rebuild_texts(folder, own, layout) for own in (rows, swapped(rows)))
+            report = replace(report, texts=texts, texts_elsewhere=elsewhere, texts_of=run)
+        except CocoaError as error:
+            failed[eos_bridge.NAME] = str(error)
     for what, there, stage in (
         ("rebuilt pictures", report.images, joint_reconstruction.NAME),
         ("rebuilt captions", report.texts, eos_bridge.NAME),
     ):
         if not there:
             why = f"no run has a checkpoint of the stage {stage}, or the data has nothing for it to rebuild"
-            missing.append(Missing(what, why, "cocoa train recipes/cocoa-mini.yaml"))
+            remedy = "cocoa report ... --data OTHER_DATA" if stage in failed else "cocoa train recipes/cocoa-mini.yaml"
+            missing.append(Missing(what, failed.get(stage, why), remedy))
     return report
 
 

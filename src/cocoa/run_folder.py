@@ -23,7 +23,7 @@ import torch
 import yaml
 
 import cocoa
-from cocoa.files import unfinished, write_json
+from cocoa.files import write_json, write_text
 from cocoa.processes import this_process
 from cocoa.recipe import Recipe, Stage
 
@@ -121,6 +121,8 @@ def readme(recipe: Recipe, folders: list[Path], session: dict[str, Any]) -> str:
     final = str(folders[-1])
     lines = [f"<!-- {MARK} -->", f"# {recipe.output_dir.name}", "", "A run of `cocoa train`, from this folder:", ""]
     lines += ["```bash", f"cd {shlex.quote(session['folder'])}", session["command"], "```", ""]
+    if session["processes"] > 1:
+        lines += [f"(on {session['processes']} processes, started by `accelerate launch` or `torchrun`.)", ""]
     lines += ["The same command goes on where a stopped run was, and so does", "", "```bash", again, "```", ""]
     lines += ["| here | what it is |", "|---|---|"]
     for number, (stage, folder) in enumerate(zip(recipe.stages, folders, strict=True), 1):
@@ -143,5 +145,4 @@ def _write(path: Path, text: str) -> None:
     if path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]:
         logger.warning("%s: not ours, left as it is", path)
         return
-    unfinished(path).write_text(text, encoding="utf-8")
-    os.replace(unfinished(path), path)
+    write_text(path, text)

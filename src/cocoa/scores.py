@@ -21,8 +21,9 @@ from torch import Tensor
 
 from cocoa.catalogue import datasets
 from cocoa.errors import CocoaError
-from cocoa.files import write_json
+from cocoa.files import write_json, write_text
 from cocoa.metrics import GROUPS, summary
+from cocoa.parquet import write_table
 
 ABOUT = ("model", "model_hash", "recipe", "split", "image", "prompt_style", "max_length", "versions")
 """What every file says about how its numbers came about, beside the hash of the data."""
@@ -50,7 +51,7 @@ def write_scores(output: Path, scores: dict[str, dict[str, float]], about: dict[
     result = summary(scores) | about
     write_json(output / SUMMARY_NAME, result)
     write_json(output / "leaderboard.json", leaderboard(scores, about))
-    (output / "table.md").write_text(markdown(result), encoding="utf-8")
+    write_text(output / "table.md", markdown(result))
     return result
 
 
@@ -69,7 +70,7 @@ def write_ranks(output: Path, ranks: dict[str, Tensor], numbers: dict[str, list[
         "rank": np.concatenate([ranks[name].numpy().astype(np.int32) for name in names]),
     }
     output.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), output / RANKS_NAME)
+    write_table(output / RANKS_NAME, pa.table(columns))
 
 
 def read_ranks(output: Path) -> dict[str, np.ndarray]:

@@ -78,7 +78,7 @@ def update_index(settings: EmbedSettings, db: Path) -> IndexReport:
     facts = about(settings, embedder)
     facts["model"] = os.path.abspath(settings.model) if Path(settings.model).exists() else settings.model
     report = IndexReport()
-    with owned(db, True):
+    with owned(db, True, "--db"):
         _claim(facts, db)
         table = open_table(db)
         stored = _stored_hashes(table)

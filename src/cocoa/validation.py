@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from cocoa.embedding import Embedder
+from cocoa.errors import CocoaError
 from cocoa.metrics import distinct_rows
 from cocoa.pairs import Pair
+from cocoa.processes import WORKERS
+
+logger = logging.getLogger(__name__)
+
+
+def readable(pairs: Sequence[Pair], embedder: Embedder) -> list[Pair]:
+    """The pairs whose query and target can be rendered; the log says which are left out, and why."""
+
+    def fault(pair: Pair) -> str:
+        try:
+            for side in (pair.query, pair.target):
+                embedder.render(side)
+        except CocoaError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        faults = list(pool.map(fault, pairs))
+    for pair, reason in zip(pairs, faults, strict=True):
+        if reason:
+            logger.warning("held-out row %s is left out: %s", pair.row_id, reason)
+    return [pair for pair, reason in zip(pairs, faults, strict=True) if not reason]
 
 
 class InPoolEvaluator:

@@ -34,7 +34,8 @@ class StageArguments(TrainingArguments):
         on_nonfinite: a loss or gradient that is infinite or not a number is an `error`, or the step is left out
             (`skip`), which is counted; ten of them one after the other are an error.
         on_bad_row: a row that cannot be encoded is an `error`, or the row behind it takes its place (`skip`).
-        max_bad_share: share of the rows that may be left out so.
+        max_bad_share: share of the rows that may be left out so. Each device counts those that it meets, and all are
+            counted together where training goes on after a stop.
     """
 
     batch_size: int = 64
@@ -62,6 +63,8 @@ class StageArguments(TrainingArguments):
             )
         if self.save_only_model or self.ignore_data_skip:
             raise CocoaError("save_only_model and ignore_data_skip would make a restart inexact; leave them out")
+        if self.load_best_model_at_end:
+            raise CocoaError("load_best_model_at_end: a stage ends with its last weights; leave it out")
         check_range("tokens_per_pass", self.tokens_per_pass, 0)
         check_range("max_bad_share", self.max_bad_share, 0, 1)
         for name in ("on_nonfinite", "on_bad_row"):

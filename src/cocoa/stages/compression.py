@@ -96,7 +96,8 @@ def converse(backbone: Backbone, row: ContentPair, max_length: int, prompt: str 
     block = backbone.encode_side(to_compress(row.side, prompt))
     length = len(block["input_ids"])  # compression tokens included
     ids, labels = dialogue_tokens(backbone, row.turns)
-    ids, labels = ids[: max_length - length], labels[: max_length - length]
+    room = max(max_length - length, 0)
+    ids, labels = ids[:room], labels[:room]
     if all(label == IGNORE_INDEX for label in labels):
         raise CocoaError(f"what is compressed has {length} tokens, no room for an answer in max_length {max_length}")
     return block | {

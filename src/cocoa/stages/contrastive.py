@@ -35,7 +35,7 @@ from cocoa.stages.sampling import SAMPLINGS, DatasetSampling, GlobalBatchSampler
 from cocoa.stages.sharding import gathered_root
 from cocoa.stages.start import stage_adapters, stage_backbone
 from cocoa.stages.training import StageTrainer
-from cocoa.validation import InPoolEvaluator
+from cocoa.validation import InPoolEvaluator, readable
 
 NAME = "contrastive"
 
@@ -173,7 +173,8 @@ class ContrastiveTrainer(StageTrainer):
             and pooling stay where `args` leaves them out.
         args: of the stage.
         pairs: to train on; or a file or folder of pairs.
-        validation: held-out pairs for in-pool hit@1; may be empty.
+        validation: held-out pairs for in-pool hit@1; may be empty. With `on_bad_row: skip`, one that cannot be read is
+            left out.
         lora: adapters to train in place of all weights.
 
     Raises:
@@ -210,6 +211,10 @@ class ContrastiveTrainer(StageTrainer):
             raise CocoaError(f"matryoshka_dims {long}: an embedding has {whole} numbers")
         usable = usable_pairs(read_pairs(pairs) if isinstance(pairs, str | Path) else pairs, backbone, args)
         adapters = stage_adapters(backbone, args, lora)
+        served = as_sentence_transformer(backbone)
+        embedder = Embedder(served, backbone.images, args.max_length, ending=backbone.ending)
+        if args.on_bad_row == "skip":
+            validation = readable(validation, embedder)
         if not validation:
             args.eval_strategy = "no"
         datasets = [pair.dataset for pair in usable]
@@ -227,8 +232,6 @@ class ContrastiveTrainer(StageTrainer):
             adapters=adapters,
         )
         self.left_out = usable.left_out
-        served = as_sentence_transformer(backbone)
-        embedder = Embedder(served, backbone.images, args.max_length, ending=backbone.ending)
         self.evaluator = InPoolEvaluator(validation, embedder)
 
     def compute_loss(

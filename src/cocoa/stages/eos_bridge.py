@@ -98,7 +98,7 @@ def bridge(
     """
     block_a = backbone.encode_side(row.side)
     length_a = len(block_a["input_ids"])  # EOS included
-    block_b = backbone.encode_text(row.text)[: max_length - length_a]
+    block_b = backbone.encode_text(row.text)[: max(max_length - length_a, 0)]
     if not block_b:
         raise CocoaError(f"block A of {length_a} tokens leaves no room for B in max_length {max_length}")
     input_ids = torch.cat([block_a["input_ids"], torch.tensor(block_b)])

@@ -132,6 +132,7 @@ def _survived(dataset: Any, keys: Sequence[Key]) -> int:
     sender.close()
     done = 0
     try:
+        receiver.recv()  # it has begun, which takes long where it imports everything anew
         while done < len(keys) and receiver.poll(PATIENCE):
             receiver.recv()
             done += 1
@@ -145,6 +146,7 @@ def _survived(dataset: Any, keys: Sequence[Key]) -> int:
 
 def _encode(dataset: Any, keys: Sequence[Key], sender: Any) -> None:
     torch.set_num_threads(1)  # a fork has lost the threads of its parent's pool, and would wait for them
+    sender.send(None)
     for key in keys:
         with suppress(CocoaError):  # bad, but harmless
             dataset[key]

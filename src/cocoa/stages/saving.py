@@ -9,6 +9,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from cocoa.checkpoint import LOG_NAME, as_sentence_transformer, save_checkpoint,
 from cocoa.embedding import Embedder
 from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget
-from cocoa.pairs import Pair
+from cocoa.pairs import Pair, Side
 from cocoa.scores import short_name
 from cocoa.stages.arguments import StageArguments
 from cocoa.stages.start import stage_adapters
@@ -73,23 +74,23 @@ def _write(trainer: StageTrainer, folder: Path, images: ImageBudget | None, reco
             f"{folder}: the model is split over processes; let `cocoa train` run the stage, which puts it together"
         )
     backbone, args = trainer.train_dataset.backbone, trainer.args
-    sides = [row.query if isinstance(row, Pair) else row.side for row in trainer.train_dataset.rows[:PROBES]]
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     backbone.model.eval()
 
-    def embed() -> Tensor:
+    def embedder() -> Embedder:
         model = as_sentence_transformer(backbone)
-        return Embedder(model, backbone.images, args.max_length, ending=backbone.ending).embed(sides)
+        return Embedder(model, backbone.images, args.max_length, ending=backbone.ending)
 
     with writing(partial):
         partial.mkdir(parents=True)
-        before = embed()
+        sides = _probes(trainer, embedder())
+        before = embedder().embed(sides)
         if trainer.adapters is not None:
             backbone.model = merge_adapters(trainer.adapters.handle, partial / "adapter")
         for parameter in backbone.model.parameters():  # model.to(...) would round the rotary frequencies too
             parameter.data = parameter.data.to(torch.bfloat16 if args.bf16 else torch.float32)
-        cosine = F.cosine_similarity(before, embed()).min().item()
+        cosine = F.cosine_similarity(before, embedder().embed(sides)).min().item()
         logger.info("least cosine between embeddings before the merge and as saved: %.6f", cosine)
         if images is not None:
             backbone.set_image_budget(images)
@@ -99,6 +100,20 @@ def _write(trainer: StageTrainer, folder: Path, images: ImageBudget | None, reco
         log = json.dumps(trainer.state.log_history, indent=1)
         (partial / LOG_NAME).write_text(log, encoding="utf-8")
         os.replace(partial, folder)
+
+
+def _probes(trainer: StageTrainer, embedder: Embedder) -> list[Side]:
+    """The first inputs that training has seen and that can be read; an empty one where there is none."""
+    found: list[Side] = []
+    for row in trainer.train_dataset.rows:
+        if len(found) == PROBES:
+            break
+        side = row.query if isinstance(row, Pair) else row.side
+        if row.row_id not in trainer.bad_rows:
+            with suppress(CocoaError):
+                embedder.render(side)
+                found.append(side)
+    return found or [Side()]
 
 
 def facts(trainer: StageTrainer) -> dict[str, Any]:

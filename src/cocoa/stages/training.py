@@ -185,9 +185,7 @@ class StageTrainer(Trainer):
             keep_features(self.train_dataset.backbone, self.train_dataset.images(), not self.args.disable_tqdm)
         with self.watch.listening(), self.progress, closing(self), explained(less_memory(self.args)):
             output = super().train(resume_from_checkpoint, **kwargs)
-        if self.watch.stopping:
-            logger.warning("stopped by SIGTERM, saved at step %d; the same command goes on", self.state.global_step)
-            raise SystemExit(watch.STOPPED)
+        self.watch.leave_if_asked(self.state.global_step, saved=self.args.save_strategy != "no")
         self.account = self._account()
         return output
 

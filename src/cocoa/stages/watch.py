@@ -107,7 +107,7 @@ class Watch(TrainerCallback):
         if self.policy == "error":
             raise CocoaError(self._complaint(what, step))
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-        if self.in_a_row > PATIENCE:
+        if self.in_a_row >= PATIENCE:
             raise CocoaError(f"{PATIENCE} steps were left out one after the other; {self._complaint(what, step)}")
         logger.warning("step %d is left out: %s is not finite", step, what)
         for parameter in model.parameters():
@@ -117,6 +117,21 @@ class Watch(TrainerCallback):
         """Save, and end the training."""
         if self.stopping:
             control.should_save = control.should_training_stop = True
+
+    def leave_if_asked(self, step: int, saved: bool) -> None:
+        """End the process where any was asked to stop, even if that was behind the last step.
+
+        Args:
+            step: that was the last.
+            saved: whether a last step is saved as such.
+
+        Raises:
+            SystemExit: one was asked.
+        """
+        asked = saved and self.accelerator.reduce(self.bad_losses.new_tensor(float(self.asked)), reduction="sum").item()
+        if asked or self.stopping:
+            logger.warning("stopped by SIGTERM, saved at step %d; the same command goes on", step)
+            raise SystemExit(STOPPED)
 
     def _complaint(self, what: str, step: int) -> str:
         rows = self.rows_of(step - 1)

@@ -26,11 +26,15 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         weights: all that are trained, by name.
 
     Raises:
-        CocoaError: a parameter that only one of them has.
+        CocoaError: a parameter that only one of them has, or that has another shape.
     """
     parameters = dict(trainable(model))
     if different := sorted(weights.keys() ^ parameters.keys()):
         raise CocoaError(f"parameter {different[0]} is not in both the file and this run's model")
+    for name, parameter in parameters.items():
+        if weights[name].shape != parameter.shape:
+            here, there = list(parameter.shape), list(weights[name].shape)
+            raise CocoaError(f"parameter {name}: {there} in the file, {here} in this run's model")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(slice_like(weights[name], parameter))
