@@ -141,9 +141,13 @@ def write_recipes(output: Path, backbone: str, seed: int) -> dict[str, Recipe]:
         places = {"BACKBONE": backbone, "OUTPUT": output / name, "DATA": output / "scenes" / "MMEB-train"}
         values = {key: json.dumps(str(place)) for key, place in places.items()}  # which YAML reads
         values |= {"RECIPE": shlex.quote(str(path)), "SEED": str(seed)}
-        path.write_text(re.sub(r"\[([A-Z]+)\]", lambda found, values=values: values[found[1]], text), encoding="utf-8")
+        path.write_text(_filled(text, values), encoding="utf-8")
         recipes[name] = load_recipe(path)
     return recipes
+
+
+def _filled(template: str, values: dict[str, str]) -> str:
+    return re.sub(r"\[([A-Z]+)\]", lambda found: values[found[1]], template)
 
 
 def _template() -> str:

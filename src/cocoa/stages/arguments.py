@@ -55,6 +55,8 @@ class StageArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_strategy(self.fsdp, self.deepspeed)  # before the library looks for DeepSpeed
+        if self.load_best_model_at_end:
+            raise CocoaError("load_best_model_at_end: a stage ends with its last weights; leave it out")
         super().__post_init__()
         if self.n_gpu > 1:
             raise CocoaError(
@@ -63,8 +65,6 @@ class StageArguments(TrainingArguments):
             )
         if self.save_only_model or self.ignore_data_skip:
             raise CocoaError("save_only_model and ignore_data_skip would make a restart inexact; leave them out")
-        if self.load_best_model_at_end:
-            raise CocoaError("load_best_model_at_end: a stage ends with its last weights; leave it out")
         check_range("tokens_per_pass", self.tokens_per_pass, 0)
         check_range("max_bad_share", self.max_bad_share, 0, 1)
         for name in ("on_nonfinite", "on_bad_row"):
