@@ -18,9 +18,11 @@ from cocoa.cli import app
 from cocoa.embedding_cache import hash_folder
 from cocoa.errors import CocoaError
 from cocoa.evaluation import evaluate
+from cocoa.pairs import Pair, Side
 from cocoa.pipeline import train
 from cocoa.publish import push
 from cocoa.recipe import parse_recipe
+from cocoa.stages.saving import instructions_of
 
 FOLDERS = ("1-joint_reconstruction", "final")
 
@@ -102,6 +104,19 @@ def test_the_commands_write_the_card_and_list_what_would_be_sent(model, scores, 
     lines = {line.split("│")[1].strip(): line for line in listed.output.splitlines() if line.startswith("│")}
     assert f"{(model / 'model.safetensors').stat().st_size:,}" in lines["model.safetensors"]
     assert "changed for the hub" in lines["README.md"] and "changed" not in lines["model.safetensors"]
+
+
+def test_instructions_that_were_trained_stand_in_the_card():
+    def pair(dataset, query, target=""):
+        return Pair(Side(query, "a"), Side(target, "b"), (), dataset, 0)
+
+    found = instructions_of(
+        [pair("one", "Find it:"), pair("one", "Find it:"), pair("one", "No."), pair("two", "", "|\n")]
+    )
+    assert found == {"one": {"query": "Find it:", "target": ""}, "two": {"query": "", "target": "|\n"}}
+    text = card({"stage": "contrastive", "instructions": found}, "title")
+    assert "| one | Find it: |  |\n| two |  | \\| |\n" in text
+    assert "| data set | queries' " not in card({"stage": "contrastive", "instructions": {}}, "title")
 
 
 def test_a_folder_without_a_record_has_no_card(tiny_backbone_path):

@@ -79,7 +79,18 @@ MISTAKES = {
         [*TRAIN, "stages.0.batch_size=4096"],
         ["stages.joint_reconstruction: batch_size 4096 is more", "lower it"],
     ),
-    "no backbone": ([*TRAIN, "backbone={}/none"], ["backbone {}/none: cannot be read", "give a hub id, a"]),
+    "no backbone": (
+        [*TRAIN, "backbone={}/none"],
+        ["backbone {}/none: cannot be read (no such folder); give a hub id, a"],
+    ),
+    "a recipe that is called otherwise": (
+        ["train", "{}/recipe.yml"],
+        ["{}/recipe.yml: no such recipe; did you mean {}/recipe.yaml?"],
+    ),
+    "no such stage": (
+        [*TRAIN, "stages.contrastve.max_steps=3"],
+        ["stages.contrastve: the recipe has no such stage; it has joint_reconstruction"],
+    ),
     "no such layer": ([*TRAIN, "lora={text: [query]}"], ["lora.text: 'query' names no linear layer", "q_proj"]),
     "malformed override": ([*TRAIN, "seed"], ["'seed': an override is key=value"]),
     "malformed value": ([*TRAIN, "data.subsets=[GQA"], ["'data.subsets=[GQA': the value is not YAML"]),

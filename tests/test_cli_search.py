@@ -44,9 +44,9 @@ def test_index_and_search(tiny_backbone_path: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("library", ["lancedb", "gradio"])
 def test_what_is_not_installed_is_named(library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("app", "search", "search_index"):
+    for name in ("app", "search", "search_index", "search_store"):
         monkeypatch.delitem(sys.modules, f"cocoa.{name}", raising=False)
         monkeypatch.delattr(f"cocoa.{name}", raising=False)
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(CocoaError, match=rf'^{library} is not installed; pip install "cocoa-embed\[search\]"$'):
+    with pytest.raises(CocoaError, match=rf"^{library} is not installed; pip install lancedb gradio$"):
         run("app", "--db", tmp_path)

@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from cocoa import demo
 from cocoa.architectures import EMBEDDED
+from cocoa.compare import Score
 from cocoa.demo import EQUAL, MODELS, verdict, write_recipes
 
 ROOT = Path(__file__).parents[1]
@@ -90,6 +91,14 @@ def test_the_verdict_is_what_the_scores_say(cocoa, said):
     rival = dict.fromkeys(GROUPS, 40.0)
     sentence = verdict({"backbone": rival, "contrastive": rival, "cocoa": rival | {"VQA": 35.5, "Overall": cocoa}})
     assert re.search(said, sentence) and "VQA -4.5" in sentence and "Retrieval +0.0" in sentence
+
+
+def test_a_gain_whose_interval_holds_nought_is_no_win():
+    models = {"contrastive": dict.fromkeys(GROUPS, 40.0), "cocoa": dict.fromkeys(GROUPS, 42.0)}
+    assert "not told apart: +2.0 points overall [-0.3, +4.4]" in verdict(models, Score(42.0, 2.0, -0.3, 4.4))
+    assert "CoCoA wins over contrastive alone: +2.0 points overall [+0.3, +3.4]" in verdict(
+        models, Score(42.0, 2.0, 0.3, 3.4)
+    )
 
 
 @pytest.mark.parametrize("model", ["contrastive", "cocoa"])

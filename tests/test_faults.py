@@ -355,6 +355,29 @@ def test_sigterm_saves_and_ends_within_a_step(tiny_backbone, tmp_path, stage, wo
     assert distance(weights(again), weights(whole)) == 0
 
 
+def press(times):
+    """Ctrl-C, which a terminal sends to the run and to its workers."""
+    for _ in range(times):
+        for process in (*multiprocessing.active_children(), None):
+            os.kill(process.pid if process else os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_ctrl_c_saves_too_and_twice_does_not_wait(tiny_backbone, tmp_path, workers, caplog):
+    options = {"max_steps": 4, "logging_steps": 1, "dataloader_num_workers": workers}
+    trainer = make_trainer("contrastive", tiny_backbone(), tmp_path / "once", **options)
+    trainer.add_callback(At(1, lambda: press(1)))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train_or_resume()
+    assert trainer.state.global_step == 2 and last_checkpoint(tmp_path / "once").name == "checkpoint-2"
+    assert "Ctrl-C again stops at once" in caplog.text and "stopped by Ctrl-C, saved at step 2" in caplog.text
+    trainer = make_trainer("contrastive", tiny_backbone(), tmp_path / "twice", **options)
+    trainer.add_callback(At(1, lambda: press(2)))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train_or_resume()
+    assert trainer.state.global_step == 1 and last_checkpoint(tmp_path / "twice") is None
+
+
 class Saved(TrainerCallback):
     """Does something while the last step is saved."""
 

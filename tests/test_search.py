@@ -127,7 +127,16 @@ def test_queries_that_are_none(searcher: Searcher, tmp_path: Path) -> None:
         (Side(image=str(tmp_path / "gone.png")), 3, "gone.png: no such image file"),
     ):
         with pytest.raises(CocoaError, match=said):
-            searcher.find(query, top_k)
+            open_search(searcher.db).find(query, top_k)  # before the model is loaded
+    with pytest.raises(CocoaError, match=r"torn\.png: not a readable image .*; give another image to search for"):
+        searcher.find(Side(image=str(tmp_path / "torn.png")))
+
+
+def test_a_mistake_in_a_query_is_found_before_the_model_is_loaded(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cocoa.embedding.load_embedder", lambda *_: pytest.fail("loaded"))
+    for query, where in ((Side(text=" "), ""), (Side(image="gone.png"), ""), (Side(text="a"), "no column > 3")):
+        with pytest.raises(CocoaError):
+            open_search(store).find(query, where=where)
 
 
 def test_hits_as_json(searcher: Searcher) -> None:
@@ -145,10 +154,10 @@ def test_the_model_is_the_one_that_the_store_was_made_with(store: Path, tmp_path
     (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages }}")
     (tmp_path / "db" / FACTS_NAME).write_text(json.dumps(facts | {"model": str(tmp_path / "model")}))
     with pytest.raises(CocoaError, match=rf"model {tmp_path}/model of hash \w+, which is another one now \(hash \w+\)"):
-        open_search(tmp_path / "db")
+        open_search(tmp_path / "db").loaded()
     shutil.rmtree(tmp_path / "model")
     with pytest.raises(CocoaError, match="model: cannot be read"):
-        open_search(tmp_path / "db")
+        open_search(tmp_path / "db").loaded()
 
 
 def test_no_store(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -113,7 +114,9 @@ def add_adapters(model: PreTrainedModel, lora: Lora, trainable_tokens: list[int]
         trainable_token_indices={"embed_tokens": trainable_tokens} if trainable_tokens and not whole else None,
     )
     try:
-        adapters = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that it is about to drop
+            adapters = get_peft_model(model, config)
     except ValueError as error:
         raise CocoaError(f"lora: {str(error).splitlines()[0]}") from error
     if whole:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from pathlib import Path
 from typing import Literal, get_args
 
 from transformers import (
@@ -41,7 +42,8 @@ def load_config(name: str) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        like_a_path = name.count("/") > 1 or name.startswith((".", "/", "~"))  # a name of the hub has one slash
+        reason = "no such folder" if like_a_path and not Path(name).exists() else str(error).splitlines()[0]
         remedy = f"give a hub id, a checkpoint folder, or one of {', '.join(EMBEDDED)}"
         raise CocoaError(f"backbone {name}: cannot be read ({reason}); {remedy}") from None
     if config.model_type not in MODEL_CLASSES:

@@ -78,7 +78,8 @@ def card(record: dict[str, Any], title: str, summary: Mapping[str, Any] | None =
         "[cocoa](https://arxiv.org/abs/2603.01471). It is read by stock sentence-transformers and transformers.",
         f"## Use\n\n```python\nfrom sentence_transformers import SentenceTransformer\n\nmodel = {HERE}\n"
         'vectors = model.encode([{"image": "picture.jpg"}, "a red star"])\n```\n\n'
-        'An instruction goes beside the inputs that it is for: `model.encode(..., prompt="Find the picture:")`.',
+        "An instruction goes beside the inputs that it is for, as in training: `model.encode(..., prompt=INSTRUCTION)`."
+        + _instructions(record.get("instructions", {})),
         "## Training\n\n" + "\n".join(_training(record, stages)),
         "Settings of all stages:\n\n```yaml\n" + settings + "```" if said else "",
         "## Scores\n\n" + _scores(summary) if summary else "",
@@ -150,6 +151,17 @@ def limits(record: Mapping[str, Any], stages: list[dict[str, Any]], scored: bool
     if not record.get("base_license"):
         found.append("The licence of the backbone is not known to this card; look it up before you share the model.")
     return found
+
+
+def _instructions(found: Mapping[str, Mapping[str, str]]) -> str:
+    """A table of each data set's instructions, if there are any; a line break in one would end its row."""
+    if not any(text for sides in found.values() for text in sides.values()):
+        return ""
+    lines = ["\n\n| data set | queries' instruction | targets' instruction |", "|---|---|---|"]
+    for name, sides in found.items():
+        cells = (" ".join(text.replace("|", "\\|").split()) for text in (sides["query"], sides["target"]))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _summary(folder: Path, scores: Path) -> dict[str, Any]:

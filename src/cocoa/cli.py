@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import warnings
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
+import cocoa
 from cocoa.cli_data import (
     BatchSize,
     MaxLength,
@@ -25,6 +27,7 @@ from cocoa.cli_data import (
     dialogues,
     embed,
     is_main_process,
+    loading,
     mine,
     named_subsets,
     scenes,
@@ -37,12 +40,22 @@ from cocoa.errors import CocoaError
 
 app = typer.Typer(
     name="cocoa",
-    help="Turn a multimodal LLM into an embedding model (CoCoA, arXiv 2603.01471).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 console = Console()
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Turn a multimodal LLM into an embedding model (CoCoA, arXiv 2603.01471)."""
+    if version:
+        typer.echo(cocoa.__version__)
+        raise typer.Exit
+
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe; see recipes/ for examples.")]
 Overrides = Annotated[
@@ -61,14 +74,16 @@ def train(
     ] = False,
 ) -> None:
     """Run a recipe's stages in order; the result is OUTPUT_DIR/final. A stopped run goes on where it was."""
-    from cocoa.pipeline import train as run
-    from cocoa.processes import leave
-    from cocoa.recipe import load_recipe
+    see_recipe(recipe)
+    with loading():
+        from cocoa.pipeline import train as run
+        from cocoa.processes import leave
+        from cocoa.recipe import load_recipe
 
-    asked: SystemExit | None = None
+    asked: SystemExit | KeyboardInterrupt | None = None
     try:
         final = run(load_recipe(recipe, overrides or []), accept_changes)
-    except SystemExit as stop:
+    except (SystemExit, KeyboardInterrupt) as stop:
         asked = stop.with_traceback(None)  # which holds the trainer
     leave()
     if asked is not None:
@@ -90,10 +105,12 @@ def preview(
     split: Annotated[bool, typer.Option("--split", help="The model is split over the devices (FSDP2).")] = False,
 ) -> None:
     """See what a recipe would train on and its cost: rows, lengths, steps, samples. Loads no weights."""
-    from cocoa.preview import preview as run
-    from cocoa.preview_html import write_html
-    from cocoa.preview_render import show
-    from cocoa.recipe import load_recipe
+    see_recipe(recipe)
+    with loading():
+        from cocoa.preview import preview as run
+        from cocoa.preview_html import write_html
+        from cocoa.preview_render import show
+        from cocoa.recipe import load_recipe
 
     logging.getLogger("cocoa").setLevel(logging.WARNING)  # the preview says it all itself
     loaded = load_recipe(recipe, overrides or [])
@@ -124,9 +141,10 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a model: hit@1 of each data set, and the averages. A stopped run encodes only what is missing."""
-    from cocoa.evaluation import evaluate as run
-    from cocoa.processes import leave
-    from cocoa.scores import short_name
+    with loading():
+        from cocoa.evaluation import evaluate as run
+        from cocoa.processes import leave
+        from cocoa.scores import short_name
 
     wanted = named_subsets("evaluate", subsets, more_subsets)
     how = (wanted, batch_size, image_root, split, max_length, prompt_style, on_bad_row, truncate_dim)
@@ -181,8 +199,9 @@ def report(
     ] = None,
 ) -> None:
     """One page on runs: scores, curves, what was rebuilt, where EOS looks, what is found and what is not."""
-    from cocoa.report import write_report
-    from cocoa.report_runs import report_of
+    with loading():
+        from cocoa.report import write_report
+        from cocoa.report_runs import report_of
 
     found = report_of(runs, data, image_root, datasets, checkpoints)
     write_report(output, found)
@@ -198,7 +217,8 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of order, masks and choice of rows.")] = 42,
 ) -> None:
     """CoCoA against contrastive learning alone, in minutes, on a small backbone and synthetic scenes."""
-    from cocoa import demo as demonstration
+    with loading():
+        from cocoa import demo as demonstration
 
     found = demonstration.run(output, backbone, seed, say=lambda line: console.print(line, soft_wrap=True))
     table = Table(title=f"hit@1 (%) of {backbone} on test scenes, {demonstration.PAIRS_A_SET} pairs a data set")
@@ -209,15 +229,23 @@ def demo(
         values = [f"{found.models[name][group]:.1f}" for name in demonstration.MODELS]
         table.add_row(group, *values, style="bold" if group == "Overall" else None)
     console.print(table)
-    console.print(f"[bold]{demonstration.verdict(found.models)}[/bold]", soft_wrap=True)
+    console.print(f"[bold]{found.verdict}[/bold]", soft_wrap=True)
     for what, lines in (("equal", demonstration.EQUAL), ("not equal", demonstration.UNEQUAL)):
         for line in lines:
             console.print(f"{what}: {line}", soft_wrap=True)
     console.print(
         f"{found.seconds['total']:.0f} seconds. Look at [bold]{escape(str(output / 'report.html'))}[/bold]; "
-        f"again: cocoa train {escape(str(output / 'recipe.yaml'))} output_dir=ELSEWHERE",
+        f"what comes next: docs/tour.md. Its recipe, to change and train anew: {escape(str(output / 'recipe.yaml'))}",
         soft_wrap=True,
     )
+
+
+def see_recipe(path: Path) -> None:
+    """See that a recipe is there, before the libraries are loaded that read it."""
+    if not path.exists():
+        beside = sorted(f"{path.parent / other.name}" for other in path.parent.glob("*.yaml"))
+        close = get_close_matches(str(path), beside, 1)
+        raise CocoaError(f"{path}: no such recipe; " + (f"did you mean {close[0]}?" if close else "see recipes/"))
 
 
 def score_table(results: dict[str, dict[str, Any]]) -> Table:
@@ -249,6 +277,7 @@ def main() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, which nothing has done yet
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else waiting threads take the cores that others' work needs
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("cocoa").setLevel(level)
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the libraries' next major versions

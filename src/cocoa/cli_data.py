@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -65,7 +67,9 @@ def validate(
         for reason, count in report.left_out.items():
             console.print(escape(f"data set {report.name}: {count} rows left out: {reason}"))
     if any(report.error or report.bad for report in reports):
-        raise CocoaError(f"{data}: not all of it can be used; see above")
+        raise CocoaError(
+            f"{data}: not all of it can be used; see above (images lie in the data's folder, or in --image-root DIR)"
+        )
 
 
 def scenes(
@@ -135,7 +139,8 @@ def mine(
     image_root: ImageRoot = None,
 ) -> None:
     """Find hard negatives for pairs: other rows' targets that the model ranks high. For data.hard_negatives."""
-    from cocoa.mining import mine as run
+    with loading():
+        from cocoa.mining import mine as run
 
     limits = (relative_margin, range_min, range_max, max_score)
     found = run(model, pairs, output, negatives, batch_size, *limits, image_root)
@@ -179,14 +184,15 @@ def embed(
     id_column: IdColumn = "id",
     image_root: ImageRoot = None,
     on_bad_row: OnBadRow = "error",
-    max_bad_share: MaxBadShare = 0.01,
+    max_bad_share: MaxBadShare = 0.1,
     truncate_dim: Annotated[int | None, typer.Option(help="Cut embeddings to so many numbers (Matryoshka).")] = None,
 ) -> None:
     """Embed a corpus into parquet files. A stopped run goes on; a corpus that has grown is embedded where it is new."""
-    from cocoa.corpus import Columns
-    from cocoa.corpus_embedding import EmbedSettings, embed_corpus
-    from cocoa.corpus_files import FOLDER, SUMMARY_NAME
-    from cocoa.processes import leave
+    with loading():
+        from cocoa.corpus import Columns
+        from cocoa.corpus_embedding import EmbedSettings, embed_corpus
+        from cocoa.corpus_files import FOLDER, SUMMARY_NAME
+        from cocoa.processes import leave
 
     columns = Columns(id_column, text_column, image_column)
     how = (instruction, part_size, precision, max_length, image_root, batch_size, on_bad_row, max_bad_share)
@@ -199,6 +205,13 @@ def embed(
         console.print(
             f"done: {summary['rows']:,} embeddings in [bold]{escape(str(output / FOLDER))}[/bold]", soft_wrap=True
         )
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Say on a terminal what it waits for while libraries are imported."""
+    with Console(stderr=True).status("loading libraries"):
+        yield
 
 
 def named_subsets(command: str, named: list[str] | None, more: list[str] | None) -> list[str] | str:

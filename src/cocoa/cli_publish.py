@@ -39,7 +39,10 @@ def push(
     table = Table(title=escape(f"{repo_id}: {'would be sent' if dry_run else 'sent'}"))
     table.add_column("file")
     table.add_column("bytes", justify="right")
-    table.add_column("")
+    table.add_column("")  # says what is changed
     for file in files:
         table.add_row(escape(file.name), f"{file.size:,}", "changed for the hub" if file.changed else "")
     console.print(table)
+    if dry_run:
+        size = sum(file.size for file in files)
+        console.print(f"nothing was sent: {len(files)} files, {size / 1e6:,.1f} MB; without --dry-run they are")

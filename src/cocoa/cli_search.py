@@ -26,6 +26,7 @@ from cocoa.cli_data import (
     RowInstruction,
     Source,
     TextColumn,
+    loading,
 )
 from cocoa.errors import CocoaError
 
@@ -48,7 +49,7 @@ def index(
     id_column: IdColumn = "id",
     image_root: ImageRoot = None,
     on_bad_row: OnBadRow = "error",
-    max_bad_share: MaxBadShare = 0.01,
+    max_bad_share: MaxBadShare = 0.1,
 ) -> None:
     """Put a corpus into a local store for search. Again, it embeds what is new or has changed; what is gone leaves."""
     with search_extra():
@@ -60,7 +61,7 @@ def index(
     how = (instruction, BLOCK, precision, max_length, image_root, batch_size, on_bad_row, max_bad_share)
     report = update_index(EmbedSettings(model, source, columns, *how), db)
     for name, reason in report.bad[:20]:
-        console.print(f"left out: {escape(name)}: {escape(reason)}", soft_wrap=True)
+        console.print(f"left out: {escape(reason if name in reason else f'{name}: {reason}')}", soft_wrap=True)
     if len(report.bad) > 20:
         console.print(f"left out: {len(report.bad) - 20} more")
     console.print(
@@ -71,7 +72,7 @@ def index(
 
 
 def search(
-    text: Annotated[str, typer.Argument(metavar="[TEXT]", help="What to look for.")] = "",
+    text: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="What to look for.")] = None,
     *,
     db: Store,
     image: Annotated[
@@ -89,17 +90,19 @@ def search(
         from cocoa import search as searching
     from cocoa.pairs import Side
 
-    query = Side(instruction, text, os.path.abspath(image) if image else None)
+    query = Side(instruction, " ".join(text or []), os.path.abspath(image) if image else None)
     hits = searching.open_search(db).find(query, top_k, where)
     if as_json:
         typer.echo(json.dumps(searching.as_json(hits), ensure_ascii=False, indent=2))
         return
+    texts = any(hit.text for hit in hits)
     table = Table()
+    table.add_column("", justify="right")
     table.add_column("score", justify="right")
-    table.add_column("id", overflow="fold")
-    table.add_column("text", overflow="fold")
-    for hit in hits:
-        table.add_row(f"{hit.score:.3f}", escape(hit.id), escape(hit.text))
+    for title in ("id", "text")[: 1 + texts]:
+        table.add_column(title, overflow="fold")
+    for rank, hit in enumerate(hits, 1):
+        table.add_row(f"{rank}", f"{hit.score:.3f}", escape(hit.id), *[escape(hit.text)] * texts)
     console.print(table)
 
 
@@ -115,15 +118,18 @@ def app(
         from cocoa import app as page
         from cocoa.search import open_search
 
-    page.serve(open_search(db), host, port, instruction, lambda url: console.print(f"open {url} (Ctrl-C ends it)"))
+    page.serve(
+        open_search(db).loaded(), host, port, instruction, lambda url: console.print(f"open {url} (Ctrl-C ends it)")
+    )
 
 
 @contextmanager
 def search_extra() -> Iterator[None]:
     """Say what to install where a library is missing that only search needs."""
     try:
-        yield
+        with loading():
+            yield
     except ModuleNotFoundError as error:
         if error.name not in ("lancedb", "gradio"):
             raise
-        raise CocoaError(f'{error.name} is not installed; pip install "cocoa-embed[search]"') from None
+        raise CocoaError(f"{error.name} is not installed; pip install lancedb gradio") from None

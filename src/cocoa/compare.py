@@ -246,7 +246,7 @@ def _groups(names: list[str]) -> dict[str, list[str]]:
             label = group if len(there) == len(members) else f"{group} ({len(there)} of {len(members)} sets)"
             groups[label] = whole = there  # the last group is All
     if set(whole) != set(names):
-        groups[f"mean of these {len(names)}"] = names
+        groups[f"mean of these {len(names)}" if len(names) > 1 else names[0]] = names
     return groups
 
 

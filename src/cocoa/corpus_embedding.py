@@ -7,6 +7,7 @@ corpus has grown, embeds what is missing. Its metadata says which model made it;
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from cocoa.corpus import Columns, Part, Row, list_parts, read_part
 from cocoa.corpus_files import FOLDER, SETTINGS_NAME, Embedded, bad_rows_of, claim, summarise, write_part
 from cocoa.embedding import Embedder, load_embedder, prepared
 from cocoa.embedding_cache import hash_folder
-from cocoa.errors import CocoaError
+from cocoa.errors import CocoaError, ImageError
 from cocoa.processes import counting, this_process, wait_for_files
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class EmbedSettings:
     image_root: Path | None = None
     batch_size: int = 8
     on_bad_row: str = "error"
-    max_bad_share: float = 0.01
+    max_bad_share: float = 0.1
     truncate_dim: int | None = None
 
     def __post_init__(self) -> None:
@@ -143,8 +144,14 @@ def check_share(settings: EmbedSettings, path: Path, bad: int, rows: int, last: 
     if bad > settings.max_bad_share * rows:
         raise CocoaError(
             f"{path}: {bad} rows could not be embedded, more than max-bad-share {settings.max_bad_share:g} of {rows} "
-            f"allows; the last: {last}"
+            f"allows; the last: {last}; repair them, or allow more: --max-bad-share {math.ceil(10 * bad / rows) / 10:g}"
         )
+
+
+def bad_row(part: Part, row: Row, reason: str) -> CocoaError:
+    """What is raised where a row cannot be embedded, and none is to be left out."""
+    where = "" if part.images else f"{part.path}, row {row.id}: "  # an image of a folder is named by its path
+    return CocoaError(f"{where}{reason}; repair or remove it, or leave such out: --on-bad-row skip")
 
 
 def embed_part(
@@ -171,7 +178,7 @@ def embed_part(
                 ids.append(row.id)
                 embeddings.append(embedded)
             elif settings.on_bad_row == "error":
-                raise CocoaError(f"{part.path}, row {row.id}: {embedded}")
+                raise bad_row(part, row, embedded)
             else:
                 bad.append((row.id, embedded))
     dimension = embedder.truncate_dim or embedder.model.get_embedding_dimension()
@@ -211,7 +218,7 @@ def embed_rows(
         return items
 
     for batch, items in prepared([[sound[place] for place in batch] for batch in batches], render):
-        found |= {i: str(item) for i, item in zip(batch, items, strict=True) if isinstance(item, CocoaError)}
+        found |= {i: _fault(item) for i, item in zip(batch, items, strict=True) if isinstance(item, CocoaError)}
         good = [(i, item) for i, item in zip(batch, items, strict=True) if i not in found]
         if good:
             embedded = embedder.encode([item for _, item in good])
@@ -220,6 +227,10 @@ def embed_rows(
             found |= {i: row for (i, _), row in zip(good, embedded, strict=True)}
         count(len(batch))
     return [found[i] for i in range(len(rows))]
+
+
+def _fault(error: CocoaError) -> str:
+    return error.fault if isinstance(error, ImageError) else str(error)
 
 
 def about(settings: EmbedSettings, embedder: Embedder) -> dict[str, Any]:

@@ -18,14 +18,14 @@ from importlib import resources
 from pathlib import Path
 
 from cocoa.architectures import EMBEDDED
-from cocoa.checkpoint import versions
+from cocoa.checkpoint import read_record, versions
+from cocoa.compare import Score
 from cocoa.errors import CocoaError
 from cocoa.evaluation import evaluate
 from cocoa.files import write_json
 from cocoa.pipeline import stage_folders, train
 from cocoa.recipe import Recipe, load_recipe
 from cocoa.report import write_report
-from cocoa.report_curves import read_stage
 from cocoa.report_runs import report_of
 from cocoa.scenes.write import write_scenes
 
@@ -60,11 +60,13 @@ class Demo:
         models: hit@1 in percent by model (`MODELS`) and group: the four meta-tasks, IND, OOD, Overall.
         seconds: by what was done.
         folders: each model's checkpoint.
+        verdict: in a sentence, whether CoCoA beat its rival.
     """
 
     models: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     folders: dict[str, Path] = field(default_factory=dict)
+    verdict: str = ""
 
 
 def run(output: Path, backbone: str = EMBEDDED[0], seed: int = 42, say: Callable[[str], None] = logger.info) -> Demo:
@@ -107,23 +109,34 @@ def run(output: Path, backbone: str = EMBEDDED[0], seed: int = 42, say: Callable
     runs = [recipe.output_dir for recipe in (recipes["contrastive"], recipes["cocoa"])]
     page = report_of([*(output / "scores" / name for name in MODELS), *runs], rivals=RIVALS)
     demo.seconds["report"] = time.perf_counter() - started
-    demo.seconds["total"] = time.perf_counter() - clock
+    demo.seconds["total"] = sum(demo.seconds.values())
+    demo.verdict = verdict(demo.models, page.scores.gains.get("All") if page.scores else None)
     title = f"{backbone}: CoCoA, its rival, and the untouched backbone"
     page = replace(page, title=title, seconds=demo.seconds, equal=EQUAL, unequal=UNEQUAL)
-    write_report(output / "report.html", replace(page, notes=[verdict(demo.models), NOTE]))
+    write_report(output / "report.html", replace(page, notes=[demo.verdict, NOTE]))
     results = {"models": demo.models, "seconds": demo.seconds, "equal": EQUAL, "unequal": UNEQUAL, "seed": seed}
     write_json(output / "results.json", results | {"backbone": backbone, "versions": versions()})
     return demo
 
 
-def verdict(models: dict[str, dict[str, float]]) -> str:
-    """In a sentence whether CoCoA beat its rival, overall and by meta-task, in points of hit@1."""
+def verdict(models: dict[str, dict[str, float]], gain: Score | None = None) -> str:
+    """In a sentence whether CoCoA beat its rival, overall and by meta-task, in points of hit@1.
+
+    Args:
+        models: hit@1 by model and group.
+        gain: the overall one with its interval over queries.
+    """
     rival, cocoa = (models[name] for name in RIVALS)
     gains = {group: cocoa[group] - rival[group] for group in cocoa}
     overall = gains.pop("Overall")
     told = ", ".join(f"{group} {gain:+.1f}" for group, gain in gains.items())
+    points = f"{overall:+.1f} points overall"
+    if gain is not None and gain.low is not None and gain.high is not None:
+        points += f" [{gain.low:+.1f}, {gain.high:+.1f}]"
+        if gain.low <= 0 <= gain.high:
+            return f"CoCoA and contrastive alone are not told apart: {points} ({told})"
     word = "wins" if overall > 0 else "does not win"
-    return f"CoCoA {word} over contrastive alone: {overall:+.1f} points overall ({told})"
+    return f"CoCoA {word} over contrastive alone: {points} ({told})"
 
 
 def _group(name: str) -> str:
@@ -158,6 +171,6 @@ def _train(recipe: Recipe, prefix: str, seconds: dict[str, float]) -> Path:
     """Train a recipe; the seconds of each stage, as its trainer took them, are added by name."""
     final = train(recipe)
     for folder in stage_folders(recipe):
-        stage, log = read_stage(folder)
-        seconds[prefix + stage] = sum(line.get("train_runtime", 0.0) for line in log)
+        record = read_record(folder)
+        seconds[prefix + record["stage"]] = record["seconds"]
     return final

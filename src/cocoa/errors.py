@@ -25,6 +25,15 @@ class CocoaError(Exception):
         super().__init__(one_line(message))
 
 
+class ImageError(CocoaError):
+    """An image that is missing or cannot be read; the message's remedy is that of a data set."""
+
+    @property
+    def fault(self) -> str:
+        """What is wrong, without the remedy."""
+        return str(self).rpartition("; ")[0]
+
+
 def one_line(message: str) -> str:
     """A message that quotes input, fit to be printed: no control characters, the middle of a very long one left out."""
     if len(message) > LONGEST_MESSAGE:

@@ -143,7 +143,7 @@ def _exists(path: str) -> bool:
 
 
 MISSING, OUTSIDE = "no such image file", "outside of the data folder"
-NAME_IT = "`data.image_root` of a recipe, or --image-root"
+NAME_IT = "`data.image_root` of a recipe, --image-root, or `image_root=` in Python"
 
 
 def check_image_files(images: Iterable[tuple[str, str, int]], roots: Mapping[str, str] | None = None) -> None:

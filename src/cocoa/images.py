@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from cocoa.errors import CocoaError
+from cocoa.errors import CocoaError, ImageError
 from cocoa.image_files import check_bytes, read_member, split_archive
 
 ImageRef = str | bytes | Image.Image
@@ -67,9 +67,9 @@ def load_image(image: ImageRef, shown: Callable[[Size], Size] | None = None) -> 
                     _decode_smaller(opened, shown)
                 return _upright(opened)
         except FileNotFoundError:
-            raise CocoaError(f"{name}: no such image file; check the data folder or `image_root`") from None
+            raise ImageError(f"{name}: no such image file; check the data folder or `image_root`") from None
         except Exception as error:  # Pillow's decoders raise whatever they stumble over
-            raise CocoaError(f"{name}: not a readable image ({error}); replace it or drop its row") from None
+            raise ImageError(f"{name}: not a readable image ({error}); replace it or drop its row") from None
     return _upright(image)
 
 

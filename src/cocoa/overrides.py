@@ -49,4 +49,5 @@ def _stage_of(stages: list[Any], part: str, where: str) -> dict[str, Any]:
         if part in (name, str(index)):
             entry[name] = as_mapping(entry.get(name) or {}, f"stages.{name}")
             return entry[name]
-    raise CocoaError(f"{where}: the recipe has no such stage")
+    names = ", ".join(str(next(iter(stage), None)) for stage in stages)
+    raise CocoaError(f"{where}: the recipe has no such stage; it has {names}")

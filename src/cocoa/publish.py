@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from cocoa.card import CARD_NAME, HERE, without_paths
 from cocoa.checkpoint import RECORD_NAME
 from cocoa.errors import CocoaError
+from cocoa.parquet import first_line
 
 NEEDED = ("config.json", "modules.json", RECORD_NAME, CARD_NAME)
 SUFFIXES = (".safetensors", ".json", ".jinja", ".md", ".txt", ".model")
@@ -76,8 +77,8 @@ def push(folder: Path, repo_id: str, private: bool = False, dry_run: bool = Fals
         api = HfApi()
         api.create_repo(repo_id, private=private, exist_ok=True)
         api.create_commit(repo_id, operations, commit_message="Upload by `cocoa push`")
-    except (HfHubHTTPError, LocalTokenNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # whatever the hub's client raises, or the network below it
+        reason = first_line(error)
         raise CocoaError(
             f"{repo_id}: the hub refuses ({reason}); log in (`hf auth login`) and see that it is yours"
         ) from None
@@ -94,7 +95,8 @@ def published_files(folder: Path, repo_id: str) -> list[PublishedFile]:
     for name in NEEDED:
         if not (folder / name).is_file():
             raise CocoaError(
-                f"{folder}: no {name} here; name a checkpoint, such as OUTPUT_DIR/final (`cocoa card` writes one)"
+                f"{folder}: no {name} here; name a checkpoint, such as OUTPUT_DIR/final"
+                + (" (`cocoa card` writes one)" if name == CARD_NAME else "")
             )
     files = []
     for path in sorted(folder.rglob("*")):

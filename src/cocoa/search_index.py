@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import logging
 import os
 import sys
@@ -26,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from cocoa.corpus import Part, Row, list_parts, read_part
-from cocoa.corpus_embedding import EmbedSettings, about, check_share, embed_rows
+from cocoa.corpus_embedding import EmbedSettings, about, bad_row, check_share, embed_rows
 from cocoa.embedding import load_embedder
 from cocoa.embedding_cache import content_key
 from cocoa.errors import CocoaError
@@ -36,16 +35,14 @@ from cocoa.images import ImageRef, Size, image_size, load_image, read_image_byte
 from cocoa.output_folder import owned
 from cocoa.processes import WORKERS, counting
 from cocoa.search_metadata import as_stored, check_column, kind_of, merged, reason, stored_kinds
+from cocoa.search_store import FACTS_NAME, KEPT, TABLE, open_table, read_facts
 
 logger = logging.getLogger(__name__)
 
-TABLE, FACTS_NAME = "rows", "index.json"
 BLOCK = 256
 """Rows that are stored at once, and at most lost when a run is stopped."""
 THUMBNAIL = 256
 """Longest side of a stored picture, in pixels."""
-KEPT = ("model_hash", "image", "max_length", "precision", "source", "image_root", "columns")
-"""What all rows of a store have in common."""
 OLD_VERSIONS = timedelta(minutes=5)
 """How long a table's earlier versions are kept for whoever is reading them."""
 
@@ -109,33 +106,6 @@ def update_index(settings: EmbedSettings, db: Path) -> IndexReport:
         if table is not None:
             table.optimize(cleanup_older_than=OLD_VERSIONS)
     return report
-
-
-def open_table(db: Path) -> Any | None:
-    """The table of a store, which follows what others write; None where nothing has been stored yet.
-
-    Raises:
-        CocoaError: it cannot be read.
-    """
-    if not any((db / f"{TABLE}.lance" / "_versions").glob("*.manifest")):  # nor where a run died at its first block
-        return None
-    try:
-        return lancedb.connect(db, read_consistency_interval=timedelta(0)).open_table(TABLE)
-    except (ValueError, RuntimeError, OSError) as error:
-        raise CocoaError(f"{db}: cannot be read ({reason(error)}); remove it, and index again") from None
-
-
-def read_facts(db: Path) -> dict[str, Any]:
-    """What a store was made with: see `cocoa.corpus_embedding.about`.
-
-    Raises:
-        CocoaError: the folder is no store.
-    """
-    try:
-        facts = json.loads((db / FACTS_NAME).read_text(encoding="utf-8"))
-        return {key: facts[key] for key in ("model", *KEPT)}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CocoaError(f"{db}: no store of `cocoa index`; make one, or name another --db") from None
 
 
 def thumbnail(image: ImageRef) -> tuple[bytes, Size]:
@@ -233,7 +203,7 @@ def _judge(bad: Sequence[tuple[Row, str]], part: Part, settings: EmbedSettings, 
     if not bad:
         return
     if settings.on_bad_row == "error":
-        raise CocoaError(f"{part.path}, row {bad[0][0].id}: {bad[0][1]}")
+        raise bad_row(part, *bad[0])
     report.bad += [(row.id, reason) for row, reason in bad]
     check_share(settings, part.path, len(report.bad), rows, report.bad[-1][1])
 

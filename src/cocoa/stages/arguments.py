@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from transformers import TrainingArguments
 
 from cocoa.backbone import Backbone, Form
@@ -65,6 +66,7 @@ class StageArguments(TrainingArguments):
             )
         if self.save_only_model or self.ignore_data_skip:
             raise CocoaError("save_only_model and ignore_data_skip would make a restart inexact; leave them out")
+        self.dataloader_pin_memory &= torch.cuda.is_available()  # else the library warns for every loader
         check_range("tokens_per_pass", self.tokens_per_pass, 0)
         check_range("max_bad_share", self.max_bad_share, 0, 1)
         for name in ("on_nonfinite", "on_bad_row"):

@@ -111,8 +111,9 @@ def collate_rows(items: Sequence[tuple[Any, dict[str, str]]], collate: Callable[
     return collate([sample for sample, _ in items]) | {BAD_ROWS: bad}
 
 
-def outlive_sigterm(worker: int) -> None:
+def outlive_signals(worker: int) -> None:
     """For a worker that loads data: only its parent ends it, so that a run that is asked to stop has its last batch."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
 from typing import Any
 
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = ("loss", "token_loss", "patch_loss", "first_loss", "token_accuracy", "learning_rate", "eval_validation_hit@1")
+
+
+class _Bar(Progress):
+    """A bar, and below it the latest figures, for which a narrow terminal has no room beside it."""
+
+    figures = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if self.figures:
+            yield Text(self.figures, style="dim", overflow="ellipsis", no_wrap=True)
 
 
 class ProgressLine(TrainerCallback):
@@ -23,19 +37,15 @@ class ProgressLine(TrainerCallback):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.progress: Progress | None = None
+        self.progress: _Bar | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if not args.disable_tqdm and state.is_world_process_zero and sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self.progress = Progress(
-                *columns, TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}")
-            )
-            self.task = self.progress.add_task(
-                self.name, total=state.max_steps, completed=state.global_step, figures=""
-            )
+            self.progress = _Bar(*columns, TextColumn("left"), TimeRemainingColumn())
+            self.task = self.progress.add_task(self.name, total=state.max_steps, completed=state.global_step)
             self.progress.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -53,10 +63,13 @@ class ProgressLine(TrainerCallback):
         figures = figures_of(logs or {})
         if not figures or not state.is_world_process_zero:
             return
-        if self.progress is not None:
-            self.progress.update(self.task, figures=figures)
+        line = f"{self.name} {state.global_step}/{state.max_steps}: {figures}"
+        if self.progress is None:
+            logger.info("%s", line)
+        elif any(name.startswith("eval_") for name in logs or {}):
+            self.progress.console.print(line, highlight=False, markup=False)  # to stay
         else:
-            logger.info("%s %d/%d: %s", self.name, state.global_step, state.max_steps, figures)
+            self.progress.figures = figures
 
     def __enter__(self) -> None:
         pass

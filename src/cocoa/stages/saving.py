@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from cocoa.checkpoint import LOG_NAME, as_sentence_transformer, save_checkpoint,
 from cocoa.embedding import Embedder
 from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget
-from cocoa.pairs import Pair, Side
+from cocoa.pairs import ContentPair, Pair, Side
 from cocoa.scores import short_name
 from cocoa.stages.arguments import StageArguments
 from cocoa.stages.start import stage_adapters
@@ -129,9 +129,21 @@ def facts(trainer: StageTrainer) -> dict[str, Any]:
         "history": history(dataset.backbone.name),
         **base_facts(dataset.backbone.name),
         "rows": dict(Counter(row.dataset for row in dataset.rows)),
+        "instructions": instructions_of(dataset.rows),
         "left_out": {name: dict(reasons) for name, reasons in trainer.left_out.items()},
         "trained": trainer.trained,
     }
+
+
+def instructions_of(rows: Iterable[Pair | ContentPair]) -> dict[str, dict[str, str]]:
+    """The most frequent instruction of each data set's queries and targets; of rows that are pairs."""
+    found: dict[str, dict[str, Counter[str]]] = {}
+    for row in rows:
+        if isinstance(row, Pair):
+            sides = found.setdefault(row.dataset, {"query": Counter(), "target": Counter()})
+            sides["query"][row.query.instruction] += 1
+            sides["target"][row.target.instruction] += 1
+    return {name: {side: most.most_common(1)[0][0] for side, most in sides.items()} for name, sides in found.items()}
 
 
 def changed_options(args: StageArguments) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Written where the libraries are silently wrong or depend on the number of worker
 - a trainer's checkpoint holds every trainable parameter by name, and a missing or foreign name is an error
   (`StageTrainer`); transformers restores a full-tuned Qwen2-VL, and DoRA under sentence-transformers, wrongly.
 
-What may go wrong on the way: SIGTERM and numbers that are none (`cocoa.stages.watch`), rows that cannot be encoded
+What may go wrong on the way: signals and numbers that are none (`cocoa.stages.watch`), rows that cannot be encoded
 (`cocoa.stages.loading`), a disk that is full.
 """
 
@@ -101,7 +101,7 @@ class StageTrainer(Trainer):
             loading.Rows(self.train_dataset, self.args.on_bad_row, self._deadly),
             batch_sampler=self.sampler,
             collate_fn=partial(loading.collate_rows, collate=self.data_collator),
-            worker_init_fn=loading.outlive_sigterm,
+            worker_init_fn=loading.outlive_signals,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,

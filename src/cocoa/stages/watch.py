@@ -1,4 +1,7 @@
-"""What ends a run before its last step: a request to stop, and numbers gone bad. All processes decide alike."""
+"""What ends a run before its last step: a request to stop (SIGTERM, Ctrl-C), and numbers gone bad.
+
+All processes decide alike.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ STOPPED = 128 + signal.SIGTERM
 
 
 class Watch(TrainerCallback):
-    """Stops a run on SIGTERM once its step is saved, and on a loss or gradient that is no finite number.
+    """Stops a run on SIGTERM or Ctrl-C once its step is saved, and on a loss or gradient that is no finite number.
 
     Args:
         accelerator: of the trainer.
@@ -55,24 +58,30 @@ class Watch(TrainerCallback):
         self.folder = folder
         self.skipped = skipped
         self.in_a_row = 0
-        self.asked = False
+        self.asked = 0
+        """The signal that asked this process to stop; 0 without."""
         self.stopping = False
         self.bad_losses = torch.zeros((), device=accelerator.device)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within it SIGTERM does not end the process, but the run after its step."""
+        """Within it a signal does not end the process, but the run after its step; a second Ctrl-C does."""
         if threading.current_thread() is not threading.main_thread():  # the only one that may take signals
             yield
             return
-        before = signal.signal(signal.SIGTERM, self._ask)
+        before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
-    def _ask(self, *_: Any) -> None:
-        self.asked = True
+    def _ask(self, number: int, _: Any) -> None:
+        if number == signal.SIGINT:
+            if self.asked:
+                raise KeyboardInterrupt
+            logger.warning("stopping behind this step, which is saved; Ctrl-C again stops at once")
+        self.asked = number
 
     def see(self, loss: Tensor) -> None:
         """Note whether a pass' loss is finite, without waiting for it."""
@@ -95,7 +104,7 @@ class Watch(TrainerCallback):
         gradients = [local(p.grad) for p in model.parameters() if p.grad is not None]
         scaled = self.accelerator.scaler is not None  # float16, whose scaler leaves such a step out by itself
         bad_norm = self.bad_losses.new_zeros(()) if scaled else (~get_total_norm(gradients).isfinite()).float()
-        found = torch.stack([self.bad_losses, bad_norm, self.bad_losses.new_tensor(float(self.asked))])
+        found = torch.stack([self.bad_losses, bad_norm, self.bad_losses.new_tensor(float(self.asked > 0))])
         losses, norms, asked = self.accelerator.reduce(found, reduction="sum").tolist()
         self.stopping = asked > 0
         self.bad_losses = torch.zeros_like(self.bad_losses)
@@ -126,12 +135,15 @@ class Watch(TrainerCallback):
             saved: whether a last step is saved as such.
 
         Raises:
-            SystemExit: one was asked.
+            SystemExit: one was asked, or KeyboardInterrupt, by Ctrl-C here.
         """
-        asked = saved and self.accelerator.reduce(self.bad_losses.new_tensor(float(self.asked)), reduction="sum").item()
+        asked = (
+            saved and self.accelerator.reduce(self.bad_losses.new_tensor(float(self.asked > 0)), reduction="sum").item()
+        )
         if asked or self.stopping:
-            logger.warning("stopped by SIGTERM, saved at step %d; the same command goes on", step)
-            raise SystemExit(STOPPED)
+            by = "Ctrl-C" if self.asked == signal.SIGINT else "SIGTERM"
+            logger.warning("stopped by %s, saved at step %d; the same command goes on", by, step)
+            raise KeyboardInterrupt if self.asked == signal.SIGINT else SystemExit(STOPPED)
 
     def _complaint(self, what: str, step: int) -> str:
         rows = self.rows_of(step - 1)
