@@ -12,6 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from short_run import short_recipe
+from typer.testing import CliRunner
+
+import cocoa
+from cocoa.cli import app
 
 ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 DRIVER = """
@@ -281,3 +285,8 @@ def test_help_needs_no_heavy_import():
     assert heavy == "[]"
     for command in ("train", "preview", "evaluate", "validate", "demo", "scenes", "dialogues", "compare", "mine"):
         assert any(command in line for line in text)
+
+
+def test_the_version_is_told():
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.output) == (0, f"{cocoa.__version__}\n")

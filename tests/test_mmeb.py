@@ -299,7 +299,7 @@ def test_paraphrased_instructions_are_never_rebuilt(photo_data: Path, stage: str
 
 def test_rows_left_out_are_counted_by_reason(train_pairs: PairSet) -> None:
     rows = stage_rows(train_pairs.pairs, "joint_reconstruction")
-    assert rows.left_out["CIRR"] == {"off for this data set": 6}
+    assert rows.left_out["CIRR"] == {"its data set is not for this stage": 6}
     assert rows.left_out["MSCOCO_t2i"] == {"same image and text as an earlier row": 8}
     assert len(rows) + sum(sum(reasons.values()) for reasons in rows.left_out.values()) == len(train_pairs)
     assert len({row.row_id for row in rows}) == len(rows)

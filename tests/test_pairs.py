@@ -100,7 +100,7 @@ def test_a_bridge_within_one_side_keeps_only_image_and_instruction_in_block_a() 
         (Pair(ASK, ANSWER), "joint_reconstruction", "query_image + target_text", "no image"),
         (Pair(CAT, BARE), "eos_bridge", "auto", "no content text"),
         (Pair(Side("Find it:"), BARE), "joint_reconstruction", "auto", "no content text"),
-        (Pair(CAT, ANSWER), "eos_bridge", "off", "off for this data set"),
+        (Pair(CAT, ANSWER), "eos_bridge", "off", "its data set is not for this stage"),
         (
             Pair(Side(text="Seek a cat", text_is_content=False), BARE),
             "eos_bridge",

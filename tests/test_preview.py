@@ -51,7 +51,7 @@ def make_recipe(backbone, output, train, lora=True, model_type="qwen2_vl", **sta
         "dtype": "float32",
         "seed": 5,
         "data": {"train": str(train), "validation_rows": 4},
-        "image": {"train_tokens": [4, 16]},
+        "image": {"train_tokens": [4, 16], "eval_tokens": [4, 16]},
         "stages": [{name: {**common, **keys, **stages.get(name, {})}} for name, keys in own.items()],
     }
     if lora:
@@ -200,7 +200,7 @@ def test_rows_and_reasons(both):
         assert by_name["MSCOCO_i2t"].validation == 4
     else:
         assert by_name["CIRR"].kept == 0
-        assert by_name["CIRR"].left_out == {"off for this data set": 5}
+        assert by_name["CIRR"].left_out == {"its data set is not for this stage": 5}
         assert by_name["MSCOCO_t2i"].left_out["same image and text as an earlier row"] > 0
 
 
@@ -357,7 +357,7 @@ def test_the_terminal_says_it_all(found):
         assert f": {stage.name} ─" in text
         for sample in stage.samples:
             assert sample.row_id in text
-    assert "off for this data set" in text and "empty query" in text
+    assert "its data set is not for this stage" in text and "empty query" in text
     assert re.search(r"image +\d x \d tokens \(\d+ x \d+ px\), \d+ of \d+ hidden", text)
     assert "<|vision_start|>[image " in text and "<|im_end|>" in text and "‹" in text
     assert re.search(r"block A +<.*\n(.*\n)*? +EOS +<\|im_end\|> *\n +block B ", text)
@@ -376,7 +376,7 @@ def test_the_page_stands_alone_and_shows_everything(found):
     assert page.count('class="hidden"') == sum(sum(picture.hidden) for picture in pictures)
     masked = sum(t.kind == "masked" for st in found.stages for s in st.samples for p in s.parts for t in p.tokens)
     assert page.count('class="masked" title=') == masked
-    assert page.count("block-A") > 5 and "off for this data set" in page
+    assert page.count("block-A") > 5 and "its data set is not for this stage" in page
 
 
 def test_text_from_the_data_is_inert(recipe, tmp_path):

@@ -188,7 +188,7 @@ def build(searcher: Searcher, uploads: Path, instruction: str = "", conditions: 
     with gr.Blocks(title="cocoa search", analytics_enabled=False, delete_cache=UPLOADS_KEPT, fill_width=True) as page:
         with gr.Row(equal_height=True):
             with gr.Column(scale=3):
-                text = gr.Textbox("", label="Text", placeholder="a red circle left of a square")
+                text = gr.Textbox("", label="Text", placeholder="what to look for")
                 with gr.Accordion("More", open=False):
                     said = gr.Textbox(instruction, label="Instruction, as the model was trained with")
                     asked = []

@@ -47,14 +47,20 @@ app = typer.Typer(
 console = Console()
 
 
-@app.callback()
-def options(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
-) -> None:
-    """Turn a multimodal LLM into an embedding model (CoCoA, arXiv 2603.01471)."""
-    if version:
+def print_version(wanted: bool) -> None:
+    """And no more."""
+    if wanted:
         typer.echo(cocoa.__version__)
         raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Turn a multimodal LLM into an embedding model (CoCoA, arXiv 2603.01471)."""
 
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe; see recipes/ for examples.")]

@@ -72,7 +72,7 @@ def index(
 
 
 def search(
-    text: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="What to look for.")] = None,
+    text: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="What to look for.")] = None,
     *,
     db: Store,
     image: Annotated[

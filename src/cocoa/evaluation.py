@@ -84,6 +84,7 @@ def evaluate(
         ['held-out']
     """
     bad = BadRows(on_bad_row)
+    logger.info("scoring %s", model)
     found = read_data(data, subsets, split, image_root, bad, prompt_style)
     embedder = load_embedder(model, max_length, prompt_style)
     if truncate_dims is None:

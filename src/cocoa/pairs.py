@@ -176,7 +176,7 @@ def content_pairs(pair: Pair, stage: str, rule: str = "auto") -> ContentPair | s
         else:
             return "both sides have an image"
     if rule == "off":
-        return "off for this data set"
+        return "its data set is not for this stage"
 
     sides = {"query": pair.query, "target": pair.target}
     first, *texts = rule.split(" + ") if stage == "joint_reconstruction" else rule.split(" -> ")

@@ -91,7 +91,7 @@ def _write(trainer: StageTrainer, folder: Path, images: ImageBudget | None, reco
         for parameter in backbone.model.parameters():  # model.to(...) would round the rotary frequencies too
             parameter.data = parameter.data.to(torch.bfloat16 if args.bf16 else torch.float32)
         cosine = F.cosine_similarity(before, embedder().embed(sides)).min().item()
-        logger.info("least cosine between embeddings before the merge and as saved: %.6f", cosine)
+        logger.info("embeddings as trained and as saved: least cosine %.6f (equal: 1)", cosine)
         if images is not None:
             backbone.set_image_budget(images)
         save_checkpoint(backbone, partial, facts(trainer) | dict(record) | {"merge_cosine": cosine})
