@@ -249,8 +249,7 @@ def demo(
 def see_recipe(path: Path) -> None:
     """See that a recipe is there, before the libraries are loaded that read it."""
     if not path.exists():
-        beside = sorted(f"{path.parent / other.name}" for other in path.parent.glob("*.yaml"))
-        close = get_close_matches(str(path), beside, 1)
+        close = get_close_matches(str(path), map(str, path.parent.glob("*.yaml")), 1)
         raise CocoaError(f"{path}: no such recipe; " + (f"did you mean {close[0]}?" if close else "see recipes/"))
 
 

@@ -25,6 +25,7 @@ from cocoa.output_folder import claim, is_done, owned
 from cocoa.processes import this_process
 from cocoa.recipe import Recipe, Stage
 from cocoa.run_folder import LOGS, METRICS_NAME, explain
+from cocoa.sources import list_sources
 from cocoa.stage_data import StageData, stage_data
 from cocoa.stages.arguments import StageArguments
 from cocoa.stages.compression import CompressionArguments, CompressionTrainer
@@ -72,6 +73,8 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
         for index, stage in enumerate(recipe.stages):
             with of_stage(stage):
                 check_trackers(stage_arguments(recipe, index))
+            if not done[index]:
+                list_sources(stage.data)
         if not all(done) and state.is_main_process:
             claim_stage(recipe, done.index(False), accept_changes)
             explain(recipe, stage_folders(recipe))

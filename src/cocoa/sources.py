@@ -76,12 +76,11 @@ class DataConfig:
             raise CocoaError(f"data.max_bad_share: {self.max_bad_share} must be above 0 and at most 1")
 
 
-def load_pairs(config: DataConfig, seed: int) -> PairSet:
-    """All pairs that `data:` names, in the order of its sources, and the rows left out by reason.
+def list_sources(config: DataConfig) -> list[tuple[Path, list[str]]]:
+    """What `data.train` names, each with the data sets in it; no row is read.
 
     Raises:
-        CocoaError: a source, subset or column is missing, two sources hold a data set of the same name, a row
-            of a file is broken, or nothing is left.
+        CocoaError: one is not there, or two hold a data set of the same name.
     """
     sources = [Path(path) for path in ([config.train] if isinstance(config.train, str) else config.train)]
     listed = [(path, list_subsets(path) if path.is_dir() else [_file_name(path)]) for path in sources]
@@ -89,7 +88,18 @@ def load_pairs(config: DataConfig, seed: int) -> PairSet:
     for name in names:
         if names.count(name) > 1:
             raise CocoaError(f"data.train: data set {name!r} is there twice; rename one, or drop its source")
-    wanted = select_subsets(config.subsets, names, "data.train")
+    return listed
+
+
+def load_pairs(config: DataConfig, seed: int) -> PairSet:
+    """All pairs that `data:` names, in the order of its sources, and the rows left out by reason.
+
+    Raises:
+        CocoaError: a source, subset or column is missing, two sources hold a data set of the same name, a row
+            of a file is broken, or nothing is left.
+    """
+    listed = list_sources(config)
+    wanted = select_subsets(config.subsets, [name for _, there in listed for name in there], "data.train")
     result = PairSet()
     for path, there in listed:
         subsets = [name for name in there if name in wanted]
@@ -105,7 +115,9 @@ def load_pairs(config: DataConfig, seed: int) -> PairSet:
         result.left_out |= found.left_out
         result.roots |= found.roots
     if not result.pairs:
-        raise CocoaError(f"data.train: no usable row in {', '.join(map(str, sources))} ({dict(result.left_out)})")
+        raise CocoaError(
+            f"data.train: no usable row in {', '.join(str(path) for path, _ in listed)} ({dict(result.left_out)})"
+        )
     return result
 
 

@@ -103,7 +103,7 @@ def _write(trainer: StageTrainer, folder: Path, images: ImageBudget | None, reco
 
 
 def _probes(trainer: StageTrainer, embedder: Embedder) -> list[Side]:
-    """The first inputs that training has seen and that can be read; an empty one where there is none."""
+    """The first inputs that can be read, of rows that were not left out; an empty one where there is none."""
     found: list[Side] = []
     for row in trainer.train_dataset.rows:
         if len(found) == PROBES:
