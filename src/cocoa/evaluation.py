@@ -84,7 +84,6 @@ def evaluate(
         ['held-out']
     """
     bad = BadRows(on_bad_row)
-    logger.info("scoring %s", model)
     found = read_data(data, subsets, split, image_root, bad, prompt_style)
     embedder = load_embedder(model, max_length, prompt_style)
     if truncate_dims is None:
@@ -94,6 +93,7 @@ def evaluate(
     found, digests = with_images_readable(found, bad)
     found, inputs = distinct_inputs(found, digests)
     _check_modalities(embedder, inputs, model)
+    logger.info("scoring %s on them", model)
     model_hash = hash_folder(embedder.folder) if embedder.folder else ""
     image = {"tokens": list(embedder.images.tokens), "resize": embedder.images.resize}
     settings = {"prompt_style": prompt_style, "max_length": embedder.max_length}

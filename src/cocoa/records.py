@@ -89,7 +89,9 @@ def _reason(error: Exception) -> str:
     """Why a text is no JSON; numbers of thousands of digits and deep nesting are no syntax errors."""
     if isinstance(error, RecursionError):
         return "nested too deep"
-    return error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(";")[0]
+    if isinstance(error, json.JSONDecodeError):
+        return "something stands behind its end" if error.msg == "Extra data" else error.msg
+    return str(error).partition(";")[0]
 
 
 def parquet_records(path: Path, broken: Broken) -> Iterator[tuple[int, str, Any]]:

@@ -224,7 +224,7 @@ def _rebuilt(report: Report, sources: Sequence[Source], data: ReportData, missin
     ):
         if not there:
             why = f"no run has a checkpoint of the stage {stage}, or the data has nothing for it to rebuild"
-            remedy = "cocoa report ... --data OTHER_DATA" if stage in failed else "cocoa train recipes/cocoa-mini.yaml"
+            remedy = "cocoa report ... --data OTHER_DATA" if stage in failed else f"cocoa train a recipe with {stage}"
             missing.append(Missing(what, failed.get(stage, why), remedy))
     return report
 
