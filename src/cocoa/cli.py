@@ -162,7 +162,7 @@ def evaluate(
         if left_out := sum(row["left_out"] for row in result["bad_rows"]):
             console.print(f"{left_out} rows could not be used; table.md and summary.json name them")
         where = escape(str(output / "table.md"))
-        console.print(f"score files: {escape(str(output))}; beside published numbers: {where}", soft_wrap=True)
+        console.print(f"score files: {escape(str(output))}; as a table: {where}", soft_wrap=True)
 
 
 for _command in (validate, scenes, dialogues, mine, embed, card, push, index, search):

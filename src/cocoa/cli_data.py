@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -210,7 +210,7 @@ def embed(
 @contextmanager
 def loading() -> Iterator[None]:
     """Say on a terminal what it waits for while libraries are imported."""
-    with Console(stderr=True).status("loading libraries"):
+    with Console(stderr=True).status("loading libraries") if is_main_process() else nullcontext():
         yield
 
 

@@ -147,7 +147,7 @@ def markdown(result: dict[str, Any]) -> str:
             lines.append(f"- and {len(bad) - BAD_ROWS_SHOWN} more, in summary.json")
     if result.get("shortened"):
         lines += ["", f"{result['shortened']} texts were shortened to fit into {result['max_length']} tokens."]
-    lines += ["", *[f"- {key}: `{result[key]}`" for key in ("data", *ABOUT) if result.get(key)]]
+    lines += ["", *[f"- {key}: `{result[key]}`" for key in ("data", *ABOUT) if key != "recipe" and result.get(key)]]
     return "\n".join(lines) + "\n"
 
 
