@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from cocoa.bad_rows import BadRows
 from cocoa.mmeb import read_train
 from cocoa.mmeb_eval import read_eval_dataset
+from cocoa.pair_files import CSV_COLUMNS, read_file
 from cocoa.pairs import PairSet, Side, check_images
-from cocoa.sources import CSV_COLUMNS, read_file
 
 EVAL = {"qry_text": False, "qry_img_path": False, "tgt_text": True, "tgt_img_path": True}
 SPLIT = {**EVAL, "qry_inst": False, "tgt_inst": False}

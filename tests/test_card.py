@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import HTTPError
 from short_run import short_recipe
 from toy import pictures
 from typer.testing import CliRunner
@@ -241,4 +242,13 @@ def test_a_mistaken_name_and_a_hub_that_refuses_are_mistakes(model, monkeypatch)
 
     monkeypatch.setattr(publish, "HfApi", lambda: SimpleNamespace(create_repo=refuse))
     with pytest.raises(CocoaError, match=r"me/mine: the hub refuses \(offline\); log in \(`hf auth login`\)"):
+        push(model, "me/mine")
+
+
+def test_a_hub_that_cannot_be_reached_is_a_mistake_too(model, monkeypatch):
+    def unreachable(*args, **options):
+        raise HTTPError("[Errno -2] Name or service not known")  # of which the client's network errors are made
+
+    monkeypatch.setattr(publish, "HfApi", lambda: SimpleNamespace(create_repo=unreachable))
+    with pytest.raises(CocoaError, match=r"me/mine: the hub refuses \(\[Errno -2\] Name or service not known\)"):
         push(model, "me/mine")

@@ -23,9 +23,10 @@ from cocoa.dialogue_parsing import Reply
 from cocoa.dialogues import Settings, write_dialogues
 from cocoa.errors import CocoaError
 from cocoa.generation import Conversation, Engine, load_engine
+from cocoa.pair_files import read_file
 from cocoa.pairs import Turn
 from cocoa.scenes.world import Scene, picture, sample_scene
-from cocoa.sources import DataConfig, load_pairs, read_file
+from cocoa.sources import DataConfig, load_pairs
 
 MINI = "mini-qwen2-vl"
 SCENES = 20

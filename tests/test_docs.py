@@ -13,8 +13,8 @@ from cocoa.data_check import check_data
 from cocoa.images import load_image
 from cocoa.mmeb_eval import read_eval
 from cocoa.pair_eval import read_pair_eval
+from cocoa.pair_files import read_file
 from cocoa.recipe import load_recipe
-from cocoa.sources import read_file
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -14,8 +14,8 @@ from PIL import Image
 from cocoa import mining
 from cocoa.errors import CocoaError
 from cocoa.mining import choose_negatives, mine, write_pairs
+from cocoa.pair_files import read_file
 from cocoa.pairs import Pair, Side, check_images
-from cocoa.sources import read_file
 
 
 class Planted:

@@ -20,8 +20,9 @@ from PIL import Image
 
 from cocoa.catalogue import stage_rows
 from cocoa.errors import CocoaError
+from cocoa.pair_files import read_file
 from cocoa.pairs import ContentPair, Pair, Side, Turn, check_images, content_pairs, hold_out
-from cocoa.sources import DataConfig, load_pairs, read_file
+from cocoa.sources import DataConfig, load_pairs
 
 CAT = Side("Say what it is.", "a cat?", "/cat.jpg")
 DOG = Side("Show it.", "a dog", "/dog.jpg")

@@ -18,13 +18,13 @@ from cocoa.errors import CocoaError
 from cocoa.eval_inputs import check_eval_images
 from cocoa.mmeb import list_subsets, read_train
 from cocoa.mmeb_eval import read_eval
+from cocoa.pair_files import read_file
 from cocoa.pairs import ContentPair, PairSet, Side, check_images
 from cocoa.scenes.dialogues import REQUESTS
 from cocoa.scenes.language import STYLES
 from cocoa.scenes.tasks import Example, Item
 from cocoa.scenes.world import NOVEL, Scene, crop, draw
 from cocoa.scenes.write import TURNS, sample_examples, sample_queries, write_scenes
-from cocoa.sources import read_file
 
 SEED, PAIRS, QUERIES = 3, 74, 2
 TABLE = datasets("scenes")

@@ -29,8 +29,8 @@ from cocoa.corpus_files import FOLDER
 from cocoa.embedding import load_embedder
 from cocoa.errors import CocoaError
 from cocoa.evaluation import CACHE_FOLDER, evaluate
+from cocoa.pair_files import read_file
 from cocoa.pairs import Side
-from cocoa.sources import read_file
 
 
 class Evil:

@@ -62,6 +62,12 @@ def find_dataset(name: str) -> MMEBDataset | None:
     return None
 
 
+def scored_name(name: str) -> str:
+    """A data set's name as it is scored: as in MMEB-eval, whichever spelling is given; of one in no table, itself."""
+    entry = find_dataset(name)
+    return entry.name if entry else name
+
+
 def known_instructions() -> tuple[str, ...]:
     """Every instruction of the tables."""
     entries = (entry for table in TABLES for entry in datasets(table).values())

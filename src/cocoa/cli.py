@@ -9,7 +9,6 @@ import logging
 import os
 import sys
 import warnings
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +36,7 @@ from cocoa.cli_publish import card, push
 from cocoa.cli_search import app as search_page
 from cocoa.cli_search import index, search
 from cocoa.errors import CocoaError
+from cocoa.parsing import no_such_recipe
 
 app = typer.Typer(
     name="cocoa",
@@ -48,7 +48,7 @@ console = Console()
 
 
 def print_version(wanted: bool) -> None:
-    """And no more."""
+    """Print the version, and end."""
     if wanted:
         typer.echo(cocoa.__version__)
         raise typer.Exit
@@ -247,10 +247,13 @@ def demo(
 
 
 def see_recipe(path: Path) -> None:
-    """See that a recipe is there, before the libraries are loaded that read it."""
-    if not path.exists():
-        close = get_close_matches(str(path), map(str, path.parent.glob("*.yaml")), 1)
-        raise CocoaError(f"{path}: no such recipe; " + (f"did you mean {close[0]}?" if close else "see recipes/"))
+    """See that a recipe is there, before the libraries are loaded that read it; what else is wrong, those tell."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        raise no_such_recipe(path) from None
+    except (OSError, ValueError):
+        return
 
 
 def score_table(results: dict[str, dict[str, Any]]) -> Table:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -108,13 +109,16 @@ def embed_corpus(settings: EmbedSettings, output: Path) -> dict[str, Any]:
     if not (output / SETTINGS_NAME).is_file():
         raise CocoaError(f"{output}: not the same folder for all processes; choose one on a disk that they share")
     paths = {part.name: output / FOLDER / part.name for part in parts}
-    there = {name: bad_rows_of(path) for name, path in paths.items() if path.exists()}
-    missing = [part for part in parts if part.name not in there]
+    there = {path for path in paths.values() if path.exists()}
+    missing = [part for part in parts if paths[part.name] not in there]
+    bad = 0
+    if settings.on_bad_row == "skip":  # earlier runs may have left some out
+        bad = sum(len(bad_rows_of(pq.read_metadata(path))) for path in there)
     rows = sum(part.stop - part.start for part in parts)
     logger.info("%d rows in %d parts, %d parts to embed", rows, len(parts), len(missing))
     state.wait_for_everyone()  # before anyone writes: all must see the same parts missing
     mine = missing[state.process_index :: state.num_processes]
-    left, bad = sum(part.stop - part.start for part in mine), sum(map(len, there.values()))
+    left = sum(part.stop - part.start for part in mine)
     with counting("rows", left, state.is_main_process) as count:
         for part in mine:
             found = embed_part(embedder, part, settings, count)

@@ -63,9 +63,9 @@ def write_part(path: Path, found: Embedded, facts: dict[str, Any]) -> None:
         write_table(path, table.replace_schema_metadata({METADATA: json.dumps(said)}))
 
 
-def bad_rows_of(path: Path) -> list[tuple[str, str]]:
+def bad_rows_of(metadata: pq.FileMetaData) -> list[tuple[str, str]]:
     """The rows that were left out of a part's file, by id, and why."""
-    return [(name, reason) for name, reason in json.loads(pq.read_metadata(path).metadata[METADATA])["bad_rows"]]
+    return [(name, reason) for name, reason in json.loads(metadata.metadata[METADATA])["bad_rows"]]
 
 
 def summarise(output: Path, parts: Sequence[Part], facts: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -77,8 +77,9 @@ def summarise(output: Path, parts: Sequence[Part], facts: dict[str, Any], second
             logger.info("%s: its rows have changed since; removed", path)
             path.unlink()
             continue
-        rows += pq.read_metadata(path).num_rows
-        bad += [{"id": name, "reason": reason} for name, reason in bad_rows_of(path)]
+        metadata = pq.read_metadata(path)
+        rows += metadata.num_rows
+        bad += [{"id": name, "reason": reason} for name, reason in bad_rows_of(metadata)]
     summary = {
         **facts,
         "rows": rows,

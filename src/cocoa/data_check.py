@@ -15,8 +15,8 @@ from cocoa.eval_inputs import inspect_images, with_images_present, with_images_r
 from cocoa.image_files import missing_images
 from cocoa.mmeb import list_splits, list_subsets, read_train, select_subsets
 from cocoa.mmeb_eval import read_eval_dataset
+from cocoa.pair_files import read_file
 from cocoa.pairs import PairSet
-from cocoa.sources import read_file
 
 READ_BY_DEFAULT = ("original", "test")
 

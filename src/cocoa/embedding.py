@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cocoa.architectures import batch_vision_attention, locate
-from cocoa.backbone import load_backbone
+from cocoa.backbone import Backbone, load_backbone
 from cocoa.checkpoint import as_sentence_transformer, find_record, form_of, model_file, trained_length
 from cocoa.errors import CocoaError
 from cocoa.failures import explained
@@ -200,6 +200,11 @@ class Embedder:
 def truncated(embeddings: Tensor, dim: int | None) -> Tensor:
     """The first `dim` numbers of embeddings (..., D), or all of them, normalised."""
     return F.normalize(embeddings[..., :dim], dim=-1)
+
+
+def embedder_of(backbone: Backbone, max_length: int) -> Embedder:
+    """A backbone as it stands in memory, to be asked as it is trained."""
+    return Embedder(as_sentence_transformer(backbone), backbone.images, max_length, ending=backbone.ending)
 
 
 def load_embedder(model: str | Path, max_length: int | None = None, prompt_style: str = "cocoa") -> Embedder:

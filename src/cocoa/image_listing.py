@@ -22,12 +22,12 @@ from cocoa.errors import CocoaError
 from cocoa.files import unfinished
 from cocoa.image_files import OUTSIDE, leaves
 from cocoa.images import load_image, open_image
+from cocoa.pair_files import read_turns
 from cocoa.pairs import Side, Turn
 from cocoa.parquet import open_parquet, parquet_batches
 from cocoa.parsing import check_keys
 from cocoa.processes import shared
 from cocoa.records import csv_records, json_records, read_text, stored_image
-from cocoa.sources import read_turns
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 FILE_SUFFIXES = (".jsonl", ".json", ".csv")

@@ -27,9 +27,9 @@ from cocoa.embedding_cache import content_key
 from cocoa.errors import CocoaError
 from cocoa.eval_inputs import inspect_images
 from cocoa.image_listing import path_in, root_of
+from cocoa.pair_files import read_file
 from cocoa.pairs import Pair, Side, check_images
 from cocoa.processes import this_process
-from cocoa.sources import read_file
 
 SCORES = 2**26
 """Scores that are in memory at once: 256 MB of float32."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cocoa.bad_rows import BadRows
-from cocoa.catalogue import clean, find_dataset, instructions_of, make_side, reference_text
+from cocoa.catalogue import clean, find_dataset, instructions_of, make_side, reference_text, scored_name
 from cocoa.errors import CocoaError
 from cocoa.image_files import image_locator
 from cocoa.mmeb import LISTS, list_subsets, read_split, select_subsets
@@ -151,8 +151,7 @@ def read_eval_dataset(
 ) -> EvalDataset:
     """Reads one data set, as `read_eval` does; it is called as in MMEB-eval, whichever spelling its folder has."""
     table = read_split(folder / name, split, ("qry_text", "tgt_text"), EVAL_COLUMNS)
-    entry = find_dataset(name)
-    called = entry.name if entry else name
+    called = scored_name(name)
     missing = [column for column in ("qry_img_path", "tgt_img_path") if column not in table.column_names]
     if missing and "qry_inst" not in table.column_names:
         raise CocoaError(f"data set {name}: no column {', '.join(missing)} in split {split!r}; download it again")
@@ -233,7 +232,7 @@ def _eval_dataset(
     numbers, said = _encode(columns.get("tgt_inst"), len(table))
     texts = _encode(columns["tgt_text"], 0)
     targets = index((np.repeat(numbers, counts), said), texts, target_paths, target_instructions, target_end)
-    return EvalDataset(entry.name if entry else name, list(inputs), queries, np.split(targets, np.cumsum(counts)[:-1]))
+    return EvalDataset(scored_name(name), list(inputs), queries, np.split(targets, np.cumsum(counts)[:-1]))
 
 
 _Encoded = tuple[np.ndarray, list[str]]  # (rows,) numbers of strings, and the distinct strings

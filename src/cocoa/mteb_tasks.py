@@ -29,7 +29,7 @@ from transformers import AutoConfig
 
 from cocoa.architectures import locate
 from cocoa.bad_rows import BadRows
-from cocoa.catalogue import find_dataset
+from cocoa.catalogue import find_dataset, scored_name
 from cocoa.checkpoint import read_record
 from cocoa.embedding import load_embedder
 from cocoa.embedding_cache import hash_folder
@@ -67,8 +67,7 @@ def mmeb_tasks(
 
 def task_name(dataset: str) -> str:
     """What the task of a data set is called, in whichever spelling."""
-    entry = find_dataset(dataset)
-    return f"MMEB-{entry.name if entry else dataset}"
+    return f"MMEB-{scored_name(dataset)}"
 
 
 class MMEBTask(AbsTaskRetrieval):

@@ -10,8 +10,8 @@ import numpy as np
 from cocoa.bad_rows import BadRows
 from cocoa.errors import CocoaError
 from cocoa.mmeb_eval import EvalDataset
+from cocoa.pair_files import read_file
 from cocoa.pairs import Side
-from cocoa.sources import read_file
 
 CANDIDATES = 1000
 """Candidates of a query, at most, as in MMEB; of more targets a random sample, decided by the row."""

@@ -66,10 +66,20 @@ def check_keys(values: Iterable[str], known: Iterable[str], where: str) -> None:
 def suggest(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the nearest known one, or all of them."""
     known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=1)
-    if close:
-        return f"; did you mean {close[0]}?"
+    if close := _nearest(name, known):
+        return close
     return f"; there are: {', '.join(known)}" if len(known) < 20 else ""
+
+
+def no_such_recipe(path: Path) -> CocoaError:
+    """What is raised where a recipe is not there; it names the one beside it that may have been meant."""
+    close = _nearest(str(path), map(str, path.parent.glob("*.yaml")))
+    return CocoaError(f"{path}: no such recipe" + (close or "; recipes/ has some to start from"))
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def as_mapping(value: Any, where: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from cocoa.card import CARD_NAME, HERE, without_paths
@@ -77,7 +77,7 @@ def push(folder: Path, repo_id: str, private: bool = False, dry_run: bool = Fals
         api = HfApi()
         api.create_repo(repo_id, private=private, exist_ok=True)
         api.create_commit(repo_id, operations, commit_message="Upload by `cocoa push`")
-    except Exception as error:  # whatever the hub's client raises, or the network below it
+    except (HTTPError, OSError) as error:  # the hub refuses, cannot be reached, or there is no token
         reason = first_line(error)
         raise CocoaError(
             f"{repo_id}: the hub refuses ({reason}); log in (`hf auth login`) and see that it is yours"

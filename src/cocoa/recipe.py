@@ -21,7 +21,7 @@ from cocoa.adapters import Lora
 from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget
 from cocoa.overrides import apply_override
-from cocoa.parsing import as_list, as_mapping, build, check_keys, convert, suggest
+from cocoa.parsing import as_list, as_mapping, build, check_keys, convert, no_such_recipe, suggest
 from cocoa.sources import DataConfig
 from cocoa.stages.arguments import StageArguments
 from cocoa.stages.compression import CompressionArguments
@@ -186,7 +186,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CocoaError(f"{path}: no such recipe; recipes/ has some to start from") from None
+        raise no_such_recipe(path) from None
     except OSError as error:
         raise CocoaError(f"{path}: cannot be read ({error.strerror}); name a recipe file") from None
     except ValueError as error:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +95,7 @@ def stage_charts(runs: dict[str, Sequence[Path]]) -> dict[str, list[Chart]]:
     for run, folders in runs.items():
         for place, folder in enumerate(folders):
             stage, log = read_stage(Path(folder))
-            name, number = stage, 1
-            while run in logs.get(name, {}):
-                number += 1
-                name = f"{stage} ({number})"
+            name = numbered(stage, [known for known, of_runs in logs.items() if run in of_runs])
             logs.setdefault(name, {})[run] = log
             places[name] = max(place, places.get(name, 0))
     numbers = {run: number for number, run in enumerate(runs, 1)}
@@ -106,6 +104,12 @@ def stage_charts(runs: dict[str, Sequence[Path]]) -> dict[str, list[Chart]]:
         drawn = [_chart(key, logs[name], numbers) for key in MEASURES]
         charts[name] = [chart for chart in drawn if chart is not None]
     return charts
+
+
+def numbered(name: str, taken: Container[str]) -> str:
+    """The name, or where it is taken `name (2)`, `name (3)` and so on."""
+    tried = (name if number == 1 else f"{name} ({number})" for number in count(1))
+    return next(each for each in tried if each not in taken)
 
 
 def read_stage(folder: Path) -> tuple[str, list[dict[str, Any]]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cocoa.bad_rows import BadRows
-from cocoa.catalogue import find_dataset, stage_rows
+from cocoa.catalogue import find_dataset, scored_name, stage_rows
 from cocoa.embedding_cache import EmbeddingCache
 from cocoa.eval_inputs import distinct_inputs, with_images_readable
 from cocoa.evaluation import data_hash, read_data
@@ -113,7 +113,7 @@ def read_report_data(
     """
     scored = dict.fromkeys(name for _, summary in evaluations.values() for name in summary["datasets"])
     there = [data.stem] if data.is_file() else list_subsets(data)
-    names = [name for name in there if _called(name) in scored] or there
+    names = [name for name in there if scored_name(name) in scored] or there
     tasks: dict[str, list[str]] = {}
     for name in sorted(names, key=_rebuilt_first):
         tasks.setdefault(meta_task(name), []).append(name)
@@ -141,12 +141,6 @@ def read_report_data(
         else:
             result.notes.append(f"{run}: no embeddings of the data in {data} are kept in {folder}")
     return result
-
-
-def _called(name: str) -> str:
-    """A data set's name as it is scored, by that of its folder."""
-    entry = find_dataset(name)
-    return entry.name if entry else name
 
 
 def _rebuilt_first(name: str) -> tuple[bool, bool]:

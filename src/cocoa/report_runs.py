@@ -24,6 +24,7 @@ from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget
 from cocoa.rebuild import rebuild_images, rebuild_texts, swapped
 from cocoa.report import Missing, Report
+from cocoa.report_curves import numbered
 from cocoa.report_data import ReportData, read_report_data
 from cocoa.report_scores import score_table
 from cocoa.scores import SUMMARY_NAME
@@ -148,10 +149,8 @@ def _seconds(sources: Sequence[Source]) -> dict[str, float]:
     found: dict[str, float] = {}
     for source in sources:
         for stage in source.run.stages if source.stages else ():
-            name = f"{source.run.name}: {stage['stage']}"
-            times = sum(known.partition(" (")[0] == name for known in found)
             if stage["seconds"] is not None:
-                found[f"{name} ({times + 1})" if times else name] = stage["seconds"]
+                found[numbered(f"{source.run.name}: {stage['stage']}", found)] = stage["seconds"]
     return found
 
 

@@ -12,9 +12,10 @@ from cocoa.backbone import Backbone
 from cocoa.catalogue import StageRows
 from cocoa.errors import CocoaError
 from cocoa.image_files import check_image_files, missing_images
+from cocoa.pair_files import read_file
 from cocoa.pairs import ContentPair, Pair, Side, check_images, hold_out, limit_rows
 from cocoa.recipe import Stage
-from cocoa.sources import DataConfig, load_pairs, read_file
+from cocoa.sources import DataConfig, load_pairs
 from cocoa.stages import compression, contrastive, eos_bridge, joint_reconstruction
 from cocoa.stages.arguments import StageArguments
 

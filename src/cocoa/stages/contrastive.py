@@ -22,9 +22,8 @@ from cocoa.adapters import Lora
 from cocoa.architectures import ATTENTIONS, Attention
 from cocoa.backbone import POOLINGS, Backbone, Form, Pooling
 from cocoa.catalogue import StageRows
-from cocoa.checkpoint import as_sentence_transformer
 from cocoa.contrastive_loss import FILLER_ID, cached_loss, info_nce
-from cocoa.embedding import Embedder
+from cocoa.embedding import embedder_of
 from cocoa.errors import CocoaError
 from cocoa.packing import PackedEmbedder, by_length, pack
 from cocoa.pairs import Pair, Side
@@ -211,8 +210,7 @@ class ContrastiveTrainer(StageTrainer):
             raise CocoaError(f"matryoshka_dims {long}: an embedding has {whole} numbers")
         usable = usable_pairs(read_pairs(pairs) if isinstance(pairs, str | Path) else pairs, backbone, args)
         adapters = stage_adapters(backbone, args, lora)
-        served = as_sentence_transformer(backbone)
-        embedder = Embedder(served, backbone.images, args.max_length, ending=backbone.ending)
+        embedder = embedder_of(backbone, args.max_length)
         if args.on_bad_row == "skip":
             validation = readable(validation, embedder)
         if not validation:

@@ -21,8 +21,8 @@ from cocoa.account import history
 from cocoa.adapters import Lora, merge_adapters
 from cocoa.backbone import Backbone
 from cocoa.card import base_facts, write_card
-from cocoa.checkpoint import LOG_NAME, as_sentence_transformer, save_checkpoint, writing
-from cocoa.embedding import Embedder
+from cocoa.checkpoint import LOG_NAME, save_checkpoint, writing
+from cocoa.embedding import Embedder, embedder_of
 from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget
 from cocoa.pairs import ContentPair, Pair, Side
@@ -78,19 +78,17 @@ def _write(trainer: StageTrainer, folder: Path, images: ImageBudget | None, reco
     shutil.rmtree(partial, ignore_errors=True)
     backbone.model.eval()
 
-    def embedder() -> Embedder:
-        model = as_sentence_transformer(backbone)
-        return Embedder(model, backbone.images, args.max_length, ending=backbone.ending)
-
     with writing(partial):
         partial.mkdir(parents=True)
-        sides = _probes(trainer, embedder())
-        before = embedder().embed(sides)
+        trained = embedder_of(backbone, args.max_length)
+        sides = _probes(trainer, trained)
+        before = trained.embed(sides)
         if trainer.adapters is not None:
             backbone.model = merge_adapters(trainer.adapters.handle, partial / "adapter")
         for parameter in backbone.model.parameters():  # model.to(...) would round the rotary frequencies too
             parameter.data = parameter.data.to(torch.bfloat16 if args.bf16 else torch.float32)
-        cosine = F.cosine_similarity(before, embedder().embed(sides)).min().item()
+        saved = embedder_of(backbone, args.max_length).embed(sides)
+        cosine = F.cosine_similarity(before, saved).min().item()
         logger.info("embeddings as trained and as saved: least cosine %.6f (equal: 1)", cosine)
         if images is not None:
             backbone.set_image_budget(images)

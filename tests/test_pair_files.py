@@ -8,7 +8,7 @@ from cocoa.bad_rows import BadRows
 from cocoa.errors import CocoaError
 from cocoa.mmeb import read_train
 from cocoa.mmeb_eval import read_eval_dataset
-from cocoa.sources import read_file
+from cocoa.pair_files import read_file
 
 LINES = {
     "nested": ("[" * 100_000, r"mine\.json: not JSON \(nested too deep\)"),
