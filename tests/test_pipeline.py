@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText
 from cocoa import pipeline
 from cocoa.account import stages_of
 from cocoa.backbone import load_backbone
-from cocoa.checkpoint import read_record
+from cocoa.checkpoint import as_sentence_transformer, read_record
 from cocoa.embedding import Embedder, load_embedder
 from cocoa.errors import CocoaError
 from cocoa.pairs import Side
@@ -154,7 +154,7 @@ def test_bfloat16_is_merged_in_float32_and_rounded_once(tiny_backbone_path, phot
     untouched = load_backbone(recipe.backbone, dtype=torch.bfloat16).model.state_dict()
     assert sum(not torch.equal(found[name], untouched[name]) for name in found) > 20
     after, sides = embedded[-1]
-    again = embed(Embedder(saving.as_sentence_transformer(saved), saved.images), sides)
+    again = embed(Embedder(as_sentence_transformer(saved), saved.images), sides)
     torch.testing.assert_close(again, after, atol=1e-6, rtol=0)  # the recorded cosine is that of the files
 
 
