@@ -175,7 +175,7 @@ def test_bad_rows_are_skipped_counted_and_listed_by_option(checkpoint, tmp_path,
     assert (score["num_pred"], score["num_data"]) == (1, 2)
     assert [(row["dataset"], row["row"], row["left_out"]) for row in result["bad_rows"]] == [("mine", 1, True)]
     table = (tmp_path / "scores" / "table.md").read_text()
-    assert "1 rows could not be used" in table and "mine, row 1: query: " in table
+    assert "leave out 1 row that could not be used" in table and "mine, row 1: query: " in table
 
 
 def test_a_wrong_candidate_that_cannot_be_used_leaves_the_lists(checkpoint, tmp_path):

@@ -141,8 +141,8 @@ def test_limits_are_true_of_the_record():
         "toy of two million",
         "4 to 64 tokens",
         "at most 300 tokens",
-        "2 steps were left out",
-        "1 rows could not",
+        "no finite number: 2 steps",
+        "since unreadable: 1 row.",
     ):
         assert said in found
     for unsaid in ("miniature", "licence", "No scores", "No contrastive", "/home"):

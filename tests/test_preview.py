@@ -28,11 +28,12 @@ from cocoa.preview import SAMPLES, Schedule, preview
 from cocoa.preview_cost import whole_at_once
 from cocoa.preview_html import to_html
 from cocoa.preview_pictures import picture_of
-from cocoa.preview_render import Histogram, duration, epoch_line, percent, short, show, size, tokens_text
+from cocoa.preview_render import Histogram, epoch_line, show, tokens_text
 from cocoa.preview_samples import Token, visible
 from cocoa.recipe import parse_recipe
 from cocoa.stage_data import stage_data
 from cocoa.stages.weights import trainable
+from cocoa.wording import duration, percent, short, size
 
 JOINT, BRIDGE, CONTRASTIVE = 0, 1, 2
 

@@ -30,6 +30,7 @@ from cocoa.errors import CocoaError
 from cocoa.pairs import Side
 from cocoa.preview_html import page_environment
 from cocoa.search import Hit, Searcher, as_json
+from cocoa.wording import count
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +185,7 @@ def build(searcher: Searcher, uploads: Path, instruction: str = "", conditions: 
             return show([], str(error))
         return show(hits, "" if hits else "nothing meets the condition")
 
-    rows = f"{searcher.table.count_rows():,} rows in {searcher.db.name}"
+    rows = f"{count(searcher.table.count_rows(), 'row')} in {searcher.db.name}"
     with gr.Blocks(title="cocoa search", analytics_enabled=False, delete_cache=UPLOADS_KEPT, fill_width=True) as page:
         with gr.Row(equal_height=True):
             with gr.Column(scale=3):

@@ -19,6 +19,7 @@ from cocoa.compare import read_summary
 from cocoa.embedding_cache import hash_folder
 from cocoa.errors import CocoaError
 from cocoa.scores import SUMMARY_NAME, markdown, short_name
+from cocoa.wording import count
 
 CARD_NAME = "README.md"
 HERE = 'SentenceTransformer(".")'
@@ -118,7 +119,7 @@ def _training(record: Mapping[str, Any], stages: list[dict[str, Any]]) -> list[s
     rows = record.get("rows", {})
     dropped = sum(sum(reasons.values()) for reasons in record.get("left_out", {}).values())
     lines += ["", f"Data of the last stage: {sum(rows.values()):,} rows ({dropped:,} were left out):", ""]
-    lines += ["| data set | rows |", "|---|---:|", *(f"| {name} | {count:,} |" for name, count in rows.items())]
+    lines += ["| data set | rows |", "|---|---:|", *(f"| {name} | {number:,} |" for name, number in rows.items())]
     versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
     lines += ["", f"Trained: {record.get('trained', '-')}. Seed {record.get('seed')}. {versions}."]
     if "merge_cosine" in record:
@@ -137,15 +138,16 @@ def limits(record: Mapping[str, Any], stages: list[dict[str, Any]], scored: bool
         )
     rows = sum(record.get("rows", {}).values())
     if rows < FEW_ROWS:
-        found.append(f"A miniature: the last stage had {rows:,} rows.")
+        found.append(f"A miniature: the last stage had {count(rows, 'row')}.")
     least, most = record.get("image", {}).get("tokens", (None, None))
     if most:
         found.append(f"An image is resized to {least} to {most} tokens of 28 x 28 px each.")
     found.append(f"In training an input had at most {trained_length(dict(record)):,} tokens.")
     if record.get("skipped_steps"):
-        found.append(f"{record['skipped_steps']} steps were left out, since a loss or gradient was no finite number.")
+        steps = count(record["skipped_steps"], "step")
+        found.append(f"Left out in training, since a loss or gradient was no finite number: {steps}.")
     if record.get("bad_rows"):
-        found.append(f"{record['bad_rows']} rows could not be read and were left out while training.")
+        found.append(f"Left out in training, since unreadable: {count(record['bad_rows'], 'row')}.")
     if not scored:
         found.append("No scores stand in this card (`cocoa evaluate`, then `cocoa card --scores`).")
     if not record.get("base_license"):

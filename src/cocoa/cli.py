@@ -37,6 +37,7 @@ from cocoa.cli_search import app as search_page
 from cocoa.cli_search import index, search
 from cocoa.errors import CocoaError
 from cocoa.parsing import no_such_recipe
+from cocoa.wording import count
 
 app = typer.Typer(
     name="cocoa",
@@ -160,9 +161,8 @@ def evaluate(
         shorter = {f"{dim} numbers": part for dim, part in result["truncated"].items()}
         console.print(score_table({short_name(model): result} | shorter))
         if left_out := sum(row["left_out"] for row in result["bad_rows"]):
-            console.print(f"{left_out} rows could not be used; table.md and summary.json name them")
-        where = escape(str(output / "table.md"))
-        console.print(f"score files: {escape(str(output))}; as a table: {where}", soft_wrap=True)
+            console.print(f"{count(left_out, 'row')} could not be used; table.md and summary.json name them")
+        console.print(f"score files: {escape(str(output))} (table.md is for reading)", soft_wrap=True)
 
 
 for _command in (validate, scenes, dialogues, mine, embed, card, push, index, search):

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cocoa.errors import CocoaError
+from cocoa.wording import count
 
 console = Console()
 SHOWN = 20
@@ -64,8 +65,8 @@ def validate(
             console.print(escape(f"data set {bad.dataset}, row {bad.row}: {bad.reason}"), soft_wrap=True)
         if len(report.bad) > SHOWN:
             console.print(escape(f"data set {report.name}: {len(report.bad) - SHOWN} more"))
-        for reason, count in report.left_out.items():
-            console.print(escape(f"data set {report.name}: {count} rows left out: {reason}"))
+        for reason, rows in report.left_out.items():
+            console.print(escape(f"data set {report.name}: {count(rows, 'row')} left out: {reason}"))
     if any(report.error or report.bad for report in reports):
         raise CocoaError(
             f"{data}: not all of it can be used; see above (images lie in the data's folder, or in --image-root DIR)"
@@ -201,7 +202,7 @@ def embed(
     if is_main_process():
         if summary["bad_rows"]:
             where = escape(str(output / SUMMARY_NAME))
-            console.print(f"{len(summary['bad_rows'])} rows left out; {where} says why", soft_wrap=True)
+            console.print(f"{count(len(summary['bad_rows']), 'row')} left out; {where} says why", soft_wrap=True)
         console.print(
             f"done: {summary['rows']:,} embeddings in [bold]{escape(str(output / FOLDER))}[/bold]", soft_wrap=True
         )

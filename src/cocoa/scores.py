@@ -24,6 +24,7 @@ from cocoa.errors import CocoaError
 from cocoa.files import write_json, write_text
 from cocoa.metrics import GROUPS, summary
 from cocoa.parquet import write_table
+from cocoa.wording import count
 
 ABOUT = ("model", "model_hash", "recipe", "split", "image", "prompt_style", "max_length", "versions")
 """What every file says about how its numbers came about, beside the hash of the data."""
@@ -141,7 +142,8 @@ def markdown(result: dict[str, Any]) -> str:
     lines += ["", _row("data set", ["hit@1", "data hash"]), _row("---", ["---:", "---"])]
     lines += [_row(name, [f"{hit:.1f}", hashes.get(name, "")]) for name, hit in result["datasets"].items()]
     if bad := result.get("bad_rows"):
-        lines += ["", f"{sum(row['left_out'] for row in bad)} rows could not be used and count for nothing above:", ""]
+        left_out = sum(row["left_out"] for row in bad)
+        lines += ["", f"The scores above leave out {count(left_out, 'row')} that could not be used:", ""]
         lines += [f"- {row['dataset']}, row {row['row']}: {row['reason']}" for row in bad[:BAD_ROWS_SHOWN]]
         if len(bad) > BAD_ROWS_SHOWN:
             lines.append(f"- and {len(bad) - BAD_ROWS_SHOWN} more, in summary.json")
