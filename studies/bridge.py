@@ -55,7 +55,7 @@ def train(lab: Lab, model: str, seed: int) -> Backbone:
     """A model, its weights kept for the other tables."""
     phases, start = phases_of(model), Start(BACKBONE, PAIRS, seed)
     backbone = lab.train(start, phases, keep=len(phases)) if phases else lab.load(start, form=Form())
-    backbone.encoded = lab.encoded.setdefault((backbone.name, "bridge", 0), {})
+    backbone.encoded = lab.known(backbone, "bridge")
     backbone.model.eval()
     return backbone
 

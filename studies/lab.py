@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from embed import embed
 from filelock import FileLock
-from loops import KINDS, Reconstruction, stage_of, train_contrastive
+from loops import KINDS, SEE_PIXELS, Reconstruction, stage_of, train_contrastive
 from results import RUNS, lock_path, start_log
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -102,7 +102,7 @@ class Lab:
         self.frozen_tower = frozen_tower
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.things: dict[str, Any] = {}
-        self.encoded: dict[tuple[str, str, int], dict[Any, dict[str, Tensor]]] = {}  # see embed_sides
+        self.encoded: dict[tuple[str, str, int], dict[Any, dict[str, Tensor]]] = {}  # see `known`
         torch.set_flush_denormal(True)
         if self.device.type == "cpu":
             torch.set_num_threads(1)  # one run a core
@@ -163,7 +163,7 @@ class Lab:
 
     def embed_sides(self, backbone: Backbone, sides: Sequence[Side], kept_as: str) -> Tensor:
         """Embeddings (sides, D) on the CPU; what a backbone's tower makes of the sides is kept under a name."""
-        backbone.encoded = self.encoded.setdefault((backbone.name, kept_as, backbone.compression_tokens), {})
+        backbone.encoded = self.known(backbone, kept_as)
         backbone.model.eval().set_attn_implementation({"text_config": IN_BLOCKS})
         with torch.inference_mode():
             keep_features(backbone, sides)
@@ -176,6 +176,10 @@ class Lab:
         if self.frozen_tower:
             backbone.model.model.visual.requires_grad_(False)
         return backbone
+
+    def known(self, backbone: Backbone, kept_as: str) -> dict[Any, dict[str, Tensor]]:
+        """What is encoded of inputs that go by a name, for as long as the process lasts: no run changes the tower."""
+        return self.encoded.setdefault((backbone.name, kept_as, backbone.compression_tokens), {})
 
     def _reread(self, backbone: Backbone, start: Start, form: Form) -> Backbone:
         """The same weights in another form."""
@@ -206,7 +210,8 @@ class Lab:
     def _train_phase(self, backbone: Backbone, start: Start, phase: Phase) -> None:
         args = arguments(phase, start.seed)
         pairs = self.rows(start, phase)
-        backbone.encoded = {}
+        of_pixels = phase.stage in SEE_PIXELS or not self.frozen_tower
+        backbone.encoded = {} if of_pixels else self.known(backbone, "training")
         adapters = None
         if phase.lora is not None:
             set_seed(start.seed)
