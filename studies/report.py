@@ -169,39 +169,53 @@ def deciding() -> str:
     return f"{head}; {found.seeds} seeds). {plain}\n\n{compared(rows, ARMS, BASELINES)}"
 
 
-def explored(rows: Rows, arms: Iterable[str], baseline: str) -> str:
-    """Every arm's hit@1 on validation scenes, and how much more than the baseline's it is, seed by seed."""
+def by_seed(rows: Rows) -> dict[str, dict[str, float]]:
+    """hit@1 on validation scenes: arm -> seed -> score."""
     values: dict[str, dict[str, float]] = defaultdict(dict)
     for row in rows:
         values[row["arm"]][row["seed"]] = float(row["All"])
-    lines, known = [], values.get(baseline, {})
-    for arm in (arm for arm in arms if arm in values):
-        own = values[arm]
-        more = [own[seed] - known[seed] for seed in own if seed in known]
-        change = f"{mean(more):+.1f} ({min(more):+.1f} to {max(more):+.1f})" if more and arm != baseline else ""
-        lines.append([arm, str(len(own)), f"{mean(own.values()):.1f}", change])
+    return values
+
+
+def more(own: dict[str, float], other: dict[str, float]) -> str:
+    """How much one arm has more than another on the seeds that both have: mean, least and most."""
+    found = [own[seed] - other[seed] for seed in own if seed in other]
+    return f"{mean(found):+.1f} ({min(found):+.1f} to {max(found):+.1f})" if found and own is not other else ""
+
+
+def explored(rows: Rows, baseline: str) -> str:
+    """Every arm's hit@1 on validation scenes, and how much more than the baseline's it is, seed by seed."""
+    values = by_seed(rows)
+    lines = [
+        [arm, str(len(own)), f"{mean(own.values()):.1f}", more(own, values.get(baseline, {}))]
+        for arm, own in values.items()
+    ]
     return table(["arm", "seeds", "hit@1", f"less `{baseline}` (least to most of a seed)"], lines)
 
 
 def factors() -> str:
     """One factor at a time, on the first backbone and the usual number of pairs."""
-    rows = found_with(BACKBONE, PAIRS)
-    return explored(rows, dict.fromkeys(row["arm"] for row in rows), "published")
+    return explored(found_with(BACKBONE, PAIRS), "published")
 
 
 def over_pairs() -> str:
     """With and without pre-training, over the number of pairs and on the other backbone."""
-    parts = []
-    for backbone, pairs in [(BACKBONE, PAIRS), *((BACKBONE, n) for n in PAIR_COUNTS), (OTHER_BACKBONE, PAIRS)]:
-        told_here = explored(found_with(backbone, pairs), OVER_PAIRS, "contrastive")
-        parts.append(f"{backbone}, {pairs} pairs of each data set:\n\n{told_here}")
-    return "\n\n".join(parts)
+    lines = []
+    for backbone, pairs in [*((BACKBONE, n) for n in sorted({PAIRS, *PAIR_COUNTS})), (OTHER_BACKBONE, PAIRS)]:
+        values = by_seed(found_with(backbone, pairs))
+        if not (seeds := set.intersection(*(set(values[arm]) for arm in OVER_PAIRS))):
+            continue
+        own = [{seed: values[arm][seed] for seed in seeds} for arm in OVER_PAIRS]
+        published, full, contrastive = own
+        changes = [more(published, contrastive), more(full, contrastive), more(published, full)]
+        lines.append([backbone, str(pairs), str(len(seeds)), *(f"{mean(each.values()):.1f}" for each in own), *changes])
+    changed = ["published less contrastive", "full less contrastive", "published less full"]
+    return table(["backbone", "pairs", "seeds", *OVER_PAIRS, *changed], lines)
 
 
 def bridges() -> str:
     """Bridges of our own, on exploratory seeds."""
-    rows = [*beyond.baseline_rows(), *read(beyond.EXPLORED)]
-    return explored(rows, dict.fromkeys(row["arm"] for row in rows), "published")
+    return explored([*beyond.baseline_rows(), *read(beyond.EXPLORED)], "published")
 
 
 def confirmed() -> str:
