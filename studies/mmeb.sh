@@ -5,8 +5,8 @@
 #   TRAIN=/data/MMEB-train EVAL=/data/MMEB-eval OUTPUT=/data/runs bash studies/mmeb.sh
 #
 # Expected on 8 GPUs that reach 400 TFLOP/s each (40 % of an H100's dense bfloat16 peak): see `python studies/mmeb_hours.py`;
-# counted, never run. Started again, it goes on where it was stopped. Another seed: SEED=43. Fewer GPUs: GPUS=4; the
-# batches stay the same.
+# counted, never run. Started again, it goes on where it was stopped. Another seed, in another folder:
+# SEED=43 OUTPUT=/data/runs-43. Fewer GPUs: GPUS=4; the batches stay the same.
 set -euo pipefail
 : "${TRAIN:?folder in the layout of TIGER-Lab/MMEB-train}" "${EVAL:?folder in the layout of TIGER-Lab/MMEB-eval}"
 OUTPUT=${OUTPUT:-runs/mmeb} GPUS=${GPUS:-8} SEED=${SEED:-42} BACKBONE=${BACKBONE:-Qwen/Qwen2-VL-2B-Instruct}
