@@ -49,7 +49,7 @@ def fitted(path, backbone, data, photo_dialogues):
             if (options or {}).get("sub_batch_size", 1) > 1:
                 small["sub_batch_size"] = 1
         if name == "compression":
-            small |= {"compression_tokens": 4, "data.train": photo_dialogues}
+            small |= {"compression_tokens": 4, "data.train": photo_dialogues, "data.image_root": "null"}
         overrides += [f"stages.{i}.{key}={value}" for key, value in small.items()]
     return overrides
 
