@@ -13,8 +13,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from cocoa.backbone import load_backbone
+from cocoa.batching import AHEAD, MOST_SHORT, equal_work, prepared
 from cocoa.checkpoint import as_sentence_transformer, save_checkpoint
-from cocoa.embedding import AHEAD, MOST_SHORT, Embedder, equal_work, load_embedder, prepared
+from cocoa.embedding import Embedder, load_embedder
 from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget
 from cocoa.pairs import Side
@@ -62,6 +63,24 @@ def test_a_failure_to_prepare_is_raised():
 
     with pytest.raises(ValueError, match="broken"):
         list(prepared([[0]], prepare))
+
+
+def test_a_batch_of_nothing_is_a_mistake(tiny_backbone):
+    backbone = tiny_backbone()
+    with pytest.raises(CocoaError, match="batch size 0: must be 1 or more"):
+        Embedder(as_sentence_transformer(backbone), backbone.images).embed([Side(text="a cup")], batch_size=0)
+
+
+@pytest.mark.parametrize("form", ["cocoa", "reference"])
+def test_a_long_text_is_shortened_without_the_tokenizer_that_is_embedding(tiny_backbone, form):
+    """Which one thread switches to padding, while others render."""
+    backbone = tiny_backbone()
+    embedder = Embedder(as_sentence_transformer(backbone), backbone.images, 20, form)
+    tokenizer = embedder.model.tokenizer.backend_tokenizer
+    tokenizer.enable_padding(length=500)
+    (message,) = embedder.render(Side(text="cup " * 100))
+    assert len(message["content"][0]["text"]) < 200
+    assert tokenizer.padding["length"] == 500
 
 
 def test_tokens_are_counted_as_the_model_sees_them(tiny_backbone, pictures):

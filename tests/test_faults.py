@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import time
 from dataclasses import replace
 
 import pytest
@@ -172,6 +173,29 @@ def test_bad_rows_are_in_the_way_of_no_checkpoint(tiny_backbone, torn_pairs, tmp
     assert record["merge_cosine"] > 0.999 and sorted(record["bad_rows"]) == ["toy0/3", "toy0/4"]
 
 
+def test_bad_rows_are_known_where_nothing_is_left_to_train(tiny_backbone, torn_pairs, tmp_path):
+    options = {"on_bad_row": "skip", "max_bad_share": 0.1}
+    contrastive_trainer(tiny_backbone(), torn_pairs, tmp_path, **options).train_or_resume()
+    again = contrastive_trainer(tiny_backbone(), torn_pairs, tmp_path, **options)
+    again.train_or_resume()
+    assert sorted(again.bad_rows) == ["toy0/3", "toy0/4"]
+
+
+def test_a_checkpoint_to_go_on_from_is_named(tiny_backbone, torn_pairs, tmp_path):
+    trainer = contrastive_trainer(tiny_backbone(), torn_pairs, tmp_path)
+    with pytest.raises(CocoaError, match="name the checkpoint's folder, or call train_or_resume"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_one_held_out_row_tells_nothing(tiny_backbone, tmp_path):
+    """There is no other target that it could be mistaken for."""
+    args = arguments(contrastive.ContrastiveArguments, tmp_path, batch_size=4, max_steps=1)
+    trainer = contrastive.ContrastiveTrainer(tiny_backbone(), args, toy_pairs(8), validation=toy_pairs(1))
+    trainer.train()
+    assert trainer.evaluate() == {}
+    assert not any("eval_validation_hit@1" in entry for entry in trainer.state.log_history)
+
+
 def test_held_out_rows_that_cannot_be_read_are_an_error_by_default(tiny_backbone, torn_pairs, tmp_path):
     args = arguments(contrastive.ContrastiveArguments, tmp_path, batch_size=4, max_steps=1)
     trainer = contrastive.ContrastiveTrainer(tiny_backbone(), args, torn_pairs[5:], validation=torn_pairs[:8])
@@ -217,6 +241,18 @@ def test_a_row_that_kills_its_worker_is_left_out(tiny_backbone, tmp_path, stage,
         assert {row.rpartition("/")[2] for row in bad} == {"5", "11"}
         assert all(DEADLY in reason for reason in trainer.account["bad_rows"].values())
     assert distance(*results) == 0
+
+
+@pytest.mark.slow
+def test_a_worker_s_death_waits_until_its_batch_is_wanted(tiny_backbone, tmp_path):
+    """It comes while a step is computed, which takes longer here than the batches that are made meanwhile."""
+    options = {"on_bad_row": "skip", "max_bad_share": 0.1, "dataloader_num_workers": 1, "max_steps": 4}
+    trainer = make_trainer("eos_bridge", tiny_backbone(), tmp_path, **options)
+    deadly = trainer.sampler.rows_at(2)[0]
+    make_deadly(trainer, {deadly})
+    trainer.add_callback(At(0, lambda: time.sleep(3)))
+    trainer.train_or_resume()
+    assert [row.rpartition("/")[2] for row in trainer.account["bad_rows"]] == [str(deadly)]
 
 
 @pytest.mark.slow

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from PIL import Image
 from test_training import distance, make_trainer, weights
 
 from cocoa.adapters import Lora, add_adapters
+from cocoa.features import keep_features
+from cocoa.pairs import Side
 
 
 @pytest.mark.parametrize(
@@ -30,6 +33,18 @@ def test_cached_features_train_what_pixels_train(tiny_backbone, tmp_path, stage)
     assert distance(*trained) < 1e-5
     images = {id(side.image) for side in trainer.train_dataset.images() if side.image is not None}
     assert seen[1] == 9 * len(images) < seen[0]  # nine merged tokens an image
+
+
+def test_what_is_known_of_other_sides_keeps_its_bytes(tiny_backbone):
+    """For instance those of stage 1, which hides patches."""
+    backbone = tiny_backbone()
+    backbone.model.model.visual.requires_grad_(False)
+    backbone.encoded = {}
+    image = Image.new("RGB", (84, 84))
+    shown, hidden = Side("shown", image=image), Side("hidden", image=image)
+    backbone.encode_side(hidden)
+    keep_features(backbone, [shown])
+    assert "image_features" in backbone.encode_side(shown) and "pixel_values" in backbone.encode_side(hidden)
 
 
 def test_a_trained_tower_keeps_the_bytes(tiny_backbone, tmp_path):

@@ -285,6 +285,22 @@ def test_a_model_that_could_embed_no_image_is_a_mistake(recipe, monkeypatch):
         train(parse_recipe(content))
 
 
+def test_a_stage_s_own_images_are_in_its_checkpoint(recipe, tiny_backbone_path, photo_data):
+    content = short_recipe(tiny_backbone_path(), photo_data, recipe.output_dir)
+    last = {"image": {"train_tokens": [4, 16], "eval_tokens": [4, 9], "resize": "square"}, "max_steps": 1}
+    content["stages"] = [{"contrastive": content["stages"][2]["contrastive"] | last}]
+    assert read_record(train(parse_recipe(content)))["image"] == {"tokens": [4, 9], "resize": "square"}
+
+
+def test_a_mistake_while_training_is_no_matter_of_the_output_folder(recipe, monkeypatch):
+    def unreadable(*args):
+        raise PermissionError(13, "Permission denied", "pairs.jsonl")
+
+    monkeypatch.setattr(pipeline, "run_stage", unreadable)
+    with pytest.raises(PermissionError, match=r"pairs\.jsonl"):
+        train(recipe)
+
+
 def test_one_process_owns_a_folder_at_a_time(recipe):
     recipe.output_dir.mkdir()
     hold = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True)"

@@ -61,6 +61,11 @@ def test_a_recipe_says_what_it_says_and_defaults_say_the_rest(tmp_path):
     assert parse_recipe(changed("lora", None)).load_dtype == torch.float32  # what is trained whole
 
 
+def test_a_tilde_is_the_home_folder():
+    """As the library, too, takes it, which writes there."""
+    assert parse_recipe(changed("output_dir", "~/runs/test")).output_dir == Path.home() / "runs" / "test"
+
+
 def test_a_stage_has_the_data_of_the_recipe_with_its_own_keys_over_it():
     joint, bridge, contrastive = (stage.data for stage in parse_recipe(CONTENT).stages)
     assert {data.train for data in (joint, bridge, contrastive)} == {"MMEB-train"}

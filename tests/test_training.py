@@ -360,7 +360,11 @@ def test_a_finished_training_takes_no_step_when_started_again(tiny_backbone, tmp
     [
         (eos_bridge.EosBridgeArguments, {"text_mask_ratio": 0.0}, "text_mask_ratio: 0.0 must be above 0 and at most 1"),
         (joint_reconstruction.JointReconstructionArguments, {"patch_mask_ratio": 1.5}, "patch_mask_ratio: 1.5"),
-        (eos_bridge.EosBridgeArguments, {"eval_strategy": "steps"}, "eval_strategy: only the contrastive stage"),
+        (
+            eos_bridge.EosBridgeArguments,
+            {"eval_strategy": "steps"},
+            "eval_strategy, eval_on_start: only the contrastive",
+        ),
         (contrastive.ContrastiveArguments, {"temperature": 0.0}, "temperature: 0.0 must be above 0"),
         (contrastive.ContrastiveArguments, {"tokens_per_pass": 0}, "tokens_per_pass: 0"),
         (contrastive.ContrastiveArguments, {"sub_batch_size": 0}, "sub_batch_size: 0"),
@@ -379,7 +383,11 @@ def test_a_finished_training_takes_no_step_when_started_again(tiny_backbone, tmp
         (eos_bridge.EosBridgeArguments, {"layout": "loose"}, "layout 'loose': choose one of published, strict"),
         (eos_bridge.EosBridgeArguments, {"on_nonfinite": "ignore"}, "on_nonfinite 'ignore': choose error or skip"),
         (eos_bridge.EosBridgeArguments, {"max_bad_share": 2.0}, "max_bad_share: 2.0 must be above 0 and at most 1"),
-        (eos_bridge.EosBridgeArguments, {"save_only_model": True}, "would make a restart inexact"),
+        (eos_bridge.EosBridgeArguments, {"eval_on_start": True}, "eval_strategy, eval_on_start: only the contrastive"),
+        (eos_bridge.EosBridgeArguments, {"save_only_model": True}, "save_only_model: a restart would not be exact"),
+        (contrastive.ContrastiveArguments, {"label_smoothing_factor": 0.1}, "label_smoothing_factor: the losses are"),
+        (contrastive.ContrastiveArguments, {"dataloader_drop_last": False}, "dataloader_drop_last: a batch is always"),
+        (contrastive.ContrastiveArguments, {"data_seed": 3}, "data_seed: seed decides"),
         (
             eos_bridge.EosBridgeArguments,
             {"load_best_model_at_end": True},

@@ -49,8 +49,8 @@ class Meter:
         self.started = time.perf_counter()
 
     def count(self, inputs: dict[str, Any]) -> None:
-        """Add one packed row, or all `passes` of a batch."""
-        for row in inputs.get("passes", [inputs]):
+        """Add all `passes` of a batch."""
+        for row in inputs["passes"]:
             self.tokens += row["lengths"].sum().to(self.device)  # no copy to the host: a step shall not wait for it
 
     def mine(self) -> Tensor:

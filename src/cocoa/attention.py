@@ -1,9 +1,10 @@
-"""Who attends to whom: the attention layouts of every stage, as boolean masks.
+"""Who attends to whom: the attention layout of every stage as a boolean mask, which says what it is.
 
-A mask is (B, 1, T, T), True where the query row may attend to the key column: what `sdpa` takes.
-(`eager` would *add* a boolean mask and flash attention takes none, so the backbone refuses both where
-a layout is in use.) Padding is never attended to. A padded query row attends to itself alone, so that
-no row is empty; its output is never read.
+What training computes are the same layouts in blocks (`cocoa.blocks`), which tests hold against these.
+
+A mask is (B, 1, T, T), True where the query row may attend to the key column: what `sdpa` takes. (`eager` would *add* a
+boolean mask, and flash attention takes none.) Padding is never attended to. A padded query row attends to itself alone,
+so that no row is empty; its output is never read.
 
 Layouts are built from positions, never by looking for a token id, so that no text can imitate one.
 

@@ -143,8 +143,7 @@ class Backbone:
             `pixel_values` (patches, bytes) and `image_grid_thw` (1, 3); `pixels.values` makes of the bytes what the
             model takes.
         """
-        image = side.image if isinstance(side.image, str | None) else id(side.image)
-        kept = (side.prompt(), image)
+        kept = self.kept_as(side)
         if self.encoded is not None and kept in self.encoded:
             return dict(self.encoded[kept])
         inputs = self.processor.apply_chat_template(
@@ -161,6 +160,11 @@ class Backbone:
         if self.encoded is not None:
             self.encoded[kept] = dict(encoded)
         return encoded
+
+    @staticmethod
+    def kept_as(side: Side) -> tuple[str, str | int | None]:
+        """The key of a side in `encoded`."""
+        return side.prompt(), side.image if isinstance(side.image, str | None) else id(side.image)
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of plain text, with control tokens made inert as the chat template does."""
@@ -208,7 +212,8 @@ def load_backbone(
     Args:
         name: hub id or folder of a Qwen2-VL or Qwen2.5-VL checkpoint, untouched or saved by a stage, or the
             name of an embedded one.
-        images: image token budget; None keeps what the checkpoint's image processor says.
+        images: image token budget; None keeps what the checkpoint's image processor says, which knows no
+            `resize: square`.
         dtype: of the weights in memory; `auto` takes the files'.
         attention: set the text model bidirectional or causal; None leaves it as the checkpoint says.
         weights: False leaves the weights on the meta device, for counting and rendering without them.

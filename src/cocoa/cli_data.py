@@ -25,7 +25,7 @@ SHOWN = 20
 Model = Annotated[str, typer.Argument(help="Checkpoint folder or hub id.")]
 Source = Annotated[Path, typer.Argument(help="Folder of images or of parquet files; or a file of rows.")]
 RowInstruction = Annotated[str, typer.Option(help="For rows that have none of their own.")]
-BatchSize = Annotated[int, typer.Option(help="Inputs encoded at once; of short ones more.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Inputs encoded at once; of short ones more.")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens of an input; else as the model was trained.")]
 TextColumn = Annotated[str, typer.Option(help="Where a row's text is.")]
 ImageColumn = Annotated[str, typer.Option(help="Where its image is: a path, or a file's content.")]

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from cocoa.bad_rows import POLICIES
+from cocoa.batching import prepared
 from cocoa.corpus import Columns, Part, Row, list_parts, read_part
 from cocoa.corpus_files import FOLDER, SETTINGS_NAME, Embedded, bad_rows_of, claim, summarise, write_part
-from cocoa.embedding import Embedder, load_embedder, prepared
+from cocoa.embedding import Embedder, load_embedder
 from cocoa.embedding_cache import hash_folder
 from cocoa.errors import CocoaError, ImageError
 from cocoa.processes import counting, this_process, wait_for_files

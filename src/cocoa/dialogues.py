@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from cocoa.batching import prepared
 from cocoa.checkpoint import versions
 from cocoa.conversations import Outcome, Prompts, Request, converse, counts, reason_to_drop
 from cocoa.dialogue_files import DIALOGUE, FILE_NAME, as_records, write_dialogues_file
 from cocoa.dialogue_parsing import Dropped
-from cocoa.embedding import prepared
 from cocoa.errors import CocoaError
 from cocoa.files import claim_folder, write_json
 from cocoa.generation import Engine, identify, load_engine, shrink

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Iterator, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from torch.nn import functional as F
 
 from cocoa.architectures import batch_vision_attention, locate
 from cocoa.backbone import Backbone, load_backbone
+from cocoa.batching import equal_work, prepared
 from cocoa.checkpoint import as_sentence_transformer, find_record, form_of, model_file, trained_length
 from cocoa.errors import CocoaError
 from cocoa.failures import explained
@@ -37,12 +40,6 @@ from cocoa.inputs import (
 from cocoa.pairs import Side
 from cocoa.processes import WORKERS, this_process
 
-T = TypeVar("T")
-
-MOST_SHORT = 16
-"""A batch of short inputs holds at most so many times as many as one of the longest."""
-AHEAD = 3
-"""How many batches are ready or being prepared at a time."""
 DEFAULT_IMAGES = ImageBudget((4, 576))
 """Image budget for a model that carries no record of ours."""
 PROMPT_STYLES = ("cocoa", "reference")
@@ -79,11 +76,12 @@ class Embedder:
         """A side as `SentenceTransformer.encode` wants it, its image read."""
         if self.form == "reference":
             long = most_tokens(side.text) > self.max_length  # the image comes on top, as in VLM2Vec
-            text = cut(self.model.tokenizer, side.text, self.max_length) if long else side.text
+            text = cut(self._own_tokenizer, side.text, self.max_length) if long else side.text
             return reference_messages(replace(side, text=text))
         if self.form == "cocoa":
-            fitted = fit_text(self.model.tokenizer, side, self.images, self.max_length, self.ending)
-            return chat_messages(fitted, self.images)
+            if most_tokens(side.prompt()) > self._room(side):
+                side = fit_text(self._own_tokenizer, side, self.images, self.max_length, self.ending)
+            return chat_messages(side, self.images)
         if side.image is None:
             text = side.prompt()  # which the library would fetch as a picture, where it is a URL or a path
             return {"text": text} if len(self.model.modalities) > 1 else text
@@ -138,7 +136,13 @@ class Embedder:
         return [min(count, self.max_length) for count in counts]
 
     def batches(self, sides: Sequence[Side], batch_size: int) -> list[list[int]]:
-        """Indices of sides in batches of equal work (`equal_work`), that can be encoded together."""
+        """Indices of sides in batches of equal work (`equal_work`), that can be encoded together.
+
+        Raises:
+            CocoaError: a batch size of none.
+        """
+        if batch_size < 1:
+            raise CocoaError(f"batch size {batch_size}: must be 1 or more")
         counts = self.token_counts(sides)
         kinds: dict[Any, list[int]] = defaultdict(list)
         for i, side in enumerate(sides):
@@ -184,6 +188,13 @@ class Embedder:
                 list(items), batch_size=len(items), convert_to_tensor=True, show_progress_bar=False
             )
         return truncated(encoded.float(), self.truncate_dim).cpu()
+
+    @cached_property
+    def _own_tokenizer(self) -> Any:
+        """A tokenizer that threads may share: the model's is switched between padding and none while it embeds."""
+        own = copy.deepcopy(self.model.tokenizer)
+        own("", padding=False, truncation=False)  # a later call of the kind has nothing left to switch off
+        return own
 
     def _room(self, side: Side) -> int:
         if self.form == "reference":
@@ -256,40 +267,3 @@ def _folder_of(model: str) -> Path | None:
     """The folder of a model whose files are on this machine by now."""
     path = model_file(model, "config.json") or model_file(model, "modules.json")
     return path.parent if path else None
-
-
-def equal_work(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices in batches, the longest inputs first, so that a batch is hardly padded and memory is known at once.
-
-    Args:
-        lengths: tokens of each input.
-        batch_size: inputs in a batch of the longest; of shorter ones as many as take no more tokens, padding
-            counted, up to `MOST_SHORT` times as many.
-
-    Returns:
-        Batches that hold every index once.
-    """
-    lengths = [max(length, 1) for length in lengths]  # of an empty text too
-    order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
-    room = batch_size * max(lengths, default=0)
-    batches: list[list[int]] = []
-    start = 0
-    while start < len(order):
-        size = min(room // lengths[order[start]], batch_size * MOST_SHORT)
-        batches.append(order[start : start + size])
-        start += size
-    return batches
-
-
-def prepared(batches: Sequence[list[int]], prepare: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
-    """Each batch with what `prepare` makes of it, made in threads a few batches ahead."""
-    with ThreadPoolExecutor(WORKERS) as pool:
-        waiting: deque[tuple[list[int], Future[T]]] = deque()
-        for batch in batches:
-            waiting.append((batch, pool.submit(prepare, batch)))
-            if len(waiting) > AHEAD:
-                ready, future = waiting.popleft()
-                yield ready, future.result()
-        while waiting:
-            ready, future = waiting.popleft()
-            yield ready, future.result()

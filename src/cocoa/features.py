@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import Any
 
 import torch
 from rich.progress import track
+from torch import Tensor
 
 from cocoa.backbone import Backbone
 from cocoa.errors import CocoaError
@@ -24,20 +26,23 @@ def keep_features(backbone: Backbone, sides: Iterable[Side], progress: bool = Fa
 
     Args:
         backbone: that keeps what it has encoded.
-        sides: to be encoded; those that are known are left alone.
+        sides: to be encoded; what is known of others is left alone.
         progress: show a bar on a terminal.
     """
     if any(parameter.requires_grad for parameter in backbone.model.model.visual.parameters()):
         return
     if backbone.encoded is None:
         backbone.encoded = {}
+    own: dict[Any, dict[str, Tensor]] = {}
     for side in sides:
         with suppress(CocoaError):
             backbone.encode_side(side)
+            key = backbone.kept_as(side)
+            own[key] = backbone.encoded[key]
     features = {
         image: kept["image_features"] for (_, image), kept in backbone.encoded.items() if "image_features" in kept
     }
-    pixels = {image: kept for (_, image), kept in backbone.encoded.items() if "pixel_values" in kept}
+    pixels = {image: kept for (_, image), kept in own.items() if "pixel_values" in kept}
     fresh = [image for image in pixels if image not in features]
     starts = range(0, len(fresh), IMAGES_AT_ONCE)
     for start in track(starts, "vision features", disable=not (progress and sys.stderr.isatty())):
@@ -45,7 +50,7 @@ def keep_features(backbone: Backbone, sides: Iterable[Side], progress: bool = Fa
         batch = torch.cat([pixels[image]["pixel_values"] for image in part]).to(backbone.model.device)
         grids = torch.cat([pixels[image]["image_grid_thw"] for image in part]).to(backbone.model.device)
         found = backbone.model.model.get_image_features(backbone.pixels.values(batch), grids).pooler_output
-        features |= {image: own.cpu().clone() for image, own in zip(part, found, strict=True)}
-    for (_, image), kept in backbone.encoded.items():
+        features |= {image: feature.cpu().clone() for image, feature in zip(part, found, strict=True)}
+    for (_, image), kept in own.items():
         if kept.pop("pixel_values", None) is not None:
             kept["image_features"] = features[image]

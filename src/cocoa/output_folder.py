@@ -72,11 +72,15 @@ def owned(folder: Path, is_main: bool, option: str = "output_dir") -> Iterator[N
     if not is_main:
         yield
         return
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        lock.acquire()
     except Timeout:
         raise CocoaError(f"{option} {folder}: another run is writing here; wait for it or choose another") from None
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise CocoaError(f"{option} {folder}: cannot be written ({error.strerror})") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -130,7 +130,7 @@ def run_stage(recipe: Recipe, index: int, source: str, form: Form, accept_change
         "options": stage.options,
         "left_out": {dataset: dict(reasons) for dataset, reasons in data.left_out.items()},
     }
-    trainer.save_checkpoint(stage_folder(recipe, index), recipe.image.evaluation(), record)
+    trainer.save_checkpoint(stage_folder(recipe, index), stage.image.evaluation(), record)
     if state.is_main_process:
         shutil.rmtree(Path(args.output_dir).parent)
     state.wait_for_everyone()
@@ -181,8 +181,8 @@ def stage_forms(recipe: Recipe) -> list[Form]:
             if form.compression_tokens and not there:
                 load_backbone(recipe.backbone, weights=False, **form._asdict())  # is there room for them?
             if there and form.compression_tokens not in (0, there):
-                raise CocoaError(f"compression_tokens: {form.compression_tokens}, but there are {there}")
-            shown = recipe.image.evaluation()
+                raise CocoaError(f"compression_tokens: {form.compression_tokens}, but there are {there}; write {there}")
+            shown = stage.image.evaluation()
             if stage is recipe.stages[-1] and room(shown, True, args.max_length, form.compression_tokens or 1) < 0:
                 raise CocoaError(
                     f"max_length {args.max_length}: no room for an image of image.eval_tokens {shown.tokens[1]}, so "

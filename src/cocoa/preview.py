@@ -21,7 +21,7 @@ from cocoa.backbone import Backbone, Form
 from cocoa.errors import CocoaError
 from cocoa.estimate import Estimate
 from cocoa.pairs import ContentPair, Pair
-from cocoa.pipeline import load_stage_backbone, stage_forms
+from cocoa.pipeline import load_stage_backbone, of_stage, stage_forms
 from cocoa.preview_cost import estimate_stage, rows_of, stage_model, trained_by_place
 from cocoa.preview_samples import Measured, Sample, StageDataset, measure, sample
 from cocoa.recipe import Recipe, Stage
@@ -166,7 +166,7 @@ def _stage(recipe: Recipe, stage: Stage, form: Form, tflops: float, devices: int
     rows: Sequence[Pair | ContentPair] = data.rows or data.pairs
     draw = random.Random(f"{recipe.seed}/{stage.name}/preview")
     looked_at = sorted(draw.sample(range(len(rows)), min(len(rows), MOST_LENGTHS)))
-    try:
+    with of_stage(stage):
         rows_of(args, devices)
         schedule = _schedule(args, [row.dataset for row in rows])
         adapted = describe(adapted_layers(backbone.model, recipe.lora)) if recipe.lora else "all weights"
@@ -174,8 +174,6 @@ def _stage(recipe: Recipe, stage: Stage, form: Form, tflops: float, devices: int
         dataset = stage_dataset(backbone, data, args)
         measured = measure(dataset, rows, looked_at, backbone, args)
         samples = [sample(dataset, backbone, index, rows[index].row_id) for index in _choose(rows, draw)]
-    except CocoaError as error:
-        raise CocoaError(f"stages.{stage.name}: {error}") from error
     pairs = schedule.pairs_seen
     return StagePreview(
         name=stage.name,

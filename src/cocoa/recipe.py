@@ -230,7 +230,7 @@ def parse_recipe(content: Mapping[str, Any]) -> Recipe:
         raise CocoaError(f"dtype: {torch.cuda.get_device_name()} does not compute in bfloat16; write float32")
     if content.get("lora") is not None:
         content["lora"] = build(Lora, content["lora"], "lora")
-    content["output_dir"] = Path(content["output_dir"])
+    content["output_dir"] = Path(content["output_dir"]).expanduser()
     return Recipe(stages=stages, **{key: value for key, value in content.items() if value is not None})
 
 

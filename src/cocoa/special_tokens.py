@@ -24,7 +24,9 @@ _COMPRESSION_PREFIX = "<|compress_"
 def prepare_processor(processor: ProcessorMixin, name: str) -> None:
     """Give the processor our chat template, and lift length limits that would cut EOS."""
     if processor.tokenizer.convert_tokens_to_ids(EOS_TOKEN) in (None, processor.tokenizer.unk_token_id):
-        raise CocoaError(f"backbone {name}: its tokenizer has no {EOS_TOKEN} token")
+        raise CocoaError(
+            f"backbone {name}: its tokenizer has no {EOS_TOKEN} token; take the one of its Instruct checkpoint"
+        )
     template = resources.files("cocoa").joinpath("data/chat_template.jinja").read_text(encoding="utf-8")
     processor.chat_template = processor.tokenizer.chat_template = template
     processor.tokenizer.model_max_length = VERY_LARGE_INTEGER

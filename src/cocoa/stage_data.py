@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from cocoa.recipe import Stage
 from cocoa.sources import DataConfig, load_pairs
 from cocoa.stages import compression, contrastive, eos_bridge, joint_reconstruction
 from cocoa.stages.arguments import StageArguments
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -55,7 +58,10 @@ def stage_data(stage: Stage, backbone: Backbone, args: StageArguments) -> StageD
     pairs = limit_rows(pairs, stage.data.max_rows_per_subset, args.seed)
     if stage.data.on_bad_row == "skip":
         pairs = with_images(pairs, found.roots, stage.data.max_bad_share, left_out)
-        validation = with_images(validation, held, stage.data.max_bad_share, {})
+        unseen: dict[str, Counter[str]] = {}
+        validation = with_images(validation, held, stage.data.max_bad_share, unseen)
+        for reason, rows in sum(unseen.values(), Counter()).items():
+            logger.warning("stage %s: left out of the held-out rows: %d, %s", stage.name, rows, reason)
     data = StageData(validation=validation, left_out=left_out)
     if isinstance(args, contrastive.ContrastiveArguments):
         data.validation = [pair for pair in validation if pair.target != Side()]

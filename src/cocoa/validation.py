@@ -60,10 +60,12 @@ class InPoolEvaluator:
         self.batch_size = batch_size
 
     def __call__(self) -> dict[str, float]:
-        """hit@1 of every data set, and their plain mean under `validation_hit@1`."""
+        """hit@1 of every data set, and their plain mean under `validation_hit@1`; nothing where nothing can be told."""
+        if not self.pools:
+            return {}
         scores = {dataset: self._hit_at_1(pairs) for dataset, pairs in self.pools.items()}
         metrics = {f"validation_{dataset}_hit@1": score for dataset, score in scores.items()}
-        return metrics | {"validation_hit@1": sum(scores.values()) / max(len(scores), 1)}
+        return metrics | {"validation_hit@1": sum(scores.values()) / len(scores)}
 
     def _hit_at_1(self, pairs: list[Pair]) -> float:
         targets = {pair.target.content_id(): pair.target for pair in pairs}

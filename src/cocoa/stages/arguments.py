@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from transformers import TrainingArguments
@@ -14,10 +14,24 @@ from cocoa.errors import CocoaError
 from cocoa.inputs import MAX_LENGTH
 from cocoa.stages.sharding import check_strategy
 
+_REFUSED = {
+    "load_best_model_at_end": "a stage ends with its last weights",
+    "save_only_model": "a restart would not be exact",
+    "ignore_data_skip": "a restart would not be exact",
+    "label_smoothing_factor": "the losses are the method's",
+    "neftune_noise_alpha": "what a stage hides is all the noise there is",
+    "auto_find_batch_size": "where memory is short, lower tokens_per_pass",
+    "dataloader_drop_last": "a batch is always whole",
+    "data_seed": "seed decides the order of rows too",
+    "train_sampling_strategy": "rows come in an order of their own, which does not depend on the machine",
+    "per_device_eval_batch_size": "held-out rows are embedded in batches of equal work",
+}
+"""Of `TrainingArguments`, what a stage cannot obey, and why."""
+
 
 @dataclass
 class StageArguments(TrainingArguments):
-    """Arguments that every stage shares, over `TrainingArguments` (every name of which works).
+    """Arguments that every stage shares, over `TrainingArguments` (whose other names work, but for `_REFUSED`).
 
     Defaults that differ from transformers: `dataloader_drop_last` and `remove_unused_columns` are what the
     stages need; `learning_rate` 2e-5, `warmup_steps` 0.05 (a share), `logging_steps` 10, `save_steps` 0.1
@@ -28,7 +42,7 @@ class StageArguments(TrainingArguments):
         max_length: tokens a sequence may have, image tokens included; text is shortened to fit, an image
             or EOS never.
         tokens_per_pass: a device's share of a batch goes through the model in parts of at most so many tokens: bounds
-            the memory, leaves the gradients as they are.
+            the memory, leaves the gradients as they are, but for which masks dropout draws.
         cache_inputs: keep each row's encoded image and text in memory instead of encoding them in every epoch,
             for small data: 2.4 kB an image token, in every process and data loader worker. Of an image that is shown
             whole to a frozen tower (`lora.vision: []`) its features are computed once and kept instead.
@@ -56,16 +70,15 @@ class StageArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_strategy(self.fsdp, self.deepspeed)  # before the library looks for DeepSpeed
-        if self.load_best_model_at_end:
-            raise CocoaError("load_best_model_at_end: a stage ends with its last weights; leave it out")
+        for field in fields(self):
+            if field.name in _REFUSED and getattr(self, field.name) != field.default:
+                raise CocoaError(f"{field.name}: {_REFUSED[field.name]}; leave it out")
         super().__post_init__()
         if self.n_gpu > 1:
             raise CocoaError(
                 "several GPUs in one process are not supported: start with `accelerate launch` or `torchrun`, "
                 "or set CUDA_VISIBLE_DEVICES to one"
             )
-        if self.save_only_model or self.ignore_data_skip:
-            raise CocoaError("save_only_model and ignore_data_skip would make a restart inexact; leave them out")
         self.dataloader_pin_memory &= torch.cuda.is_available()  # else the library warns for every loader
         check_range("tokens_per_pass", self.tokens_per_pass, 0)
         check_range("max_bad_share", self.max_bad_share, 0, 1)

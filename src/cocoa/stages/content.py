@@ -34,8 +34,10 @@ class ReconstructionArguments(StageArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.eval_strategy != IntervalStrategy.NO:
-            raise CocoaError("eval_strategy: only the contrastive stage is validated while it runs; leave it out")
+        if self.eval_strategy != IntervalStrategy.NO or self.eval_on_start:
+            raise CocoaError(
+                "eval_strategy, eval_on_start: only the contrastive stage is validated while it runs; leave it out"
+            )
 
 
 class ContentDataset(Dataset):

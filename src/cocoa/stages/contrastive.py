@@ -213,7 +213,8 @@ class ContrastiveTrainer(StageTrainer):
         embedder = embedder_of(backbone, args.max_length)
         if args.on_bad_row == "skip":
             validation = readable(validation, embedder)
-        if not validation:
+        evaluator = InPoolEvaluator(validation, embedder)
+        if not evaluator.pools:
             args.eval_strategy = "no"
         datasets = [pair.dataset for pair in usable]
         pieces = (args.batch_size, args.per_device_train_batch_size)
@@ -230,7 +231,7 @@ class ContrastiveTrainer(StageTrainer):
             adapters=adapters,
         )
         self.left_out = usable.left_out
-        self.evaluator = InPoolEvaluator(validation, embedder)
+        self.evaluator = evaluator
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

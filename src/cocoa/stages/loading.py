@@ -59,11 +59,20 @@ class Rows(Dataset):
                     raise
                 bad[self.row_id(key)] = str(error)
                 key = _behind(key, len(self))
-        raise CocoaError("no row can be encoded")
+        raise CocoaError("no row can be encoded; the first says why, with `on_bad_row: error`")
 
     def row_id(self, key: Key) -> str:
         """The name of a row."""
         return self.dataset.rows[row_of(key)].row_id
+
+
+def let_workers_die() -> None:
+    """Let a worker's death be seen where its next batch is asked for, and so be mended.
+
+    torch, once it loads, has it raise wherever the main thread happens to be, in the midst of a step too.
+    """
+    if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def find_deadly(dataset: Any, keys: Sequence[Key]) -> set[int]:

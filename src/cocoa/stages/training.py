@@ -7,8 +7,7 @@ Written where the libraries are silently wrong or depend on the number of worker
 - a trainer's checkpoint holds every trainable parameter by name, and a missing or foreign name is an error
   (`StageTrainer`); transformers restores a full-tuned Qwen2-VL, and DoRA under sentence-transformers, wrongly.
 
-What may go wrong on the way: signals and numbers that are none (`cocoa.stages.watch`), rows that cannot be encoded
-(`cocoa.stages.loading`), a disk that is full.
+What may go wrong: signals, numbers that are none (`cocoa.stages.watch`), rows (`cocoa.stages.loading`), a full disk.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ class StageTrainer(Trainer):
         name: of the stage, for the progress line.
         sampler: the order of the rows of `train_dataset`.
         adapters: of the model, if it has any; merged by `save_checkpoint`.
-        **kwargs: of the trainer this is mixed into.
+        **kwargs: of `Trainer`.
     """
 
     def __init__(
@@ -126,10 +125,10 @@ class StageTrainer(Trainer):
                     raise
                 if restarts == LOADER_RESTARTS:
                     raise CocoaError(
-                        f"workers that load data end again and again ({error}); is memory short? Lower "
-                        "dataloader_num_workers"
+                        f"workers that load data end again and again ({error}); lower dataloader_num_workers"
                     ) from error
                 self._batches = self._load_again(error)
+        loading.let_workers_die()
         for batch in batches:
             self._note(batch.pop(BAD_ROWS))
             self.meter.count(batch)
@@ -176,8 +175,11 @@ class StageTrainer(Trainer):
         else:  # stopped after its last step; the library would take one more
             self._load_from_checkpoint(str(last))
             self.state, self.account = state, account_at(last)
+            self.bad_rows = self.account.get(BAD_ROWS, {})
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> TrainOutput:
+        if resume_from_checkpoint is True:
+            raise CocoaError("resume_from_checkpoint=True: name the checkpoint's folder, or call train_or_resume()")
         before = account_at(Path(resume_from_checkpoint)) if resume_from_checkpoint else {}
         self.meter = Meter(self.args.device, self.args.world_size, before)
         self.watch.skipped, self.bad_rows = before.get("skipped_steps", 0), before.get(BAD_ROWS, {})

@@ -41,7 +41,9 @@ class Watch(TrainerCallback):
         policy: `error` raises, `skip` leaves the weights as they were before the step.
         rows_of: the ids of the rows of a step's batch, over all devices.
         folder: where the rows of a bad batch are listed.
-        skipped: steps that were left out before the run was stopped and went on.
+
+    Attributes:
+        skipped: steps that were left out, also before the run was stopped and went on.
     """
 
     def __init__(
@@ -50,13 +52,12 @@ class Watch(TrainerCallback):
         policy: str,
         rows_of: Callable[[int], list[str]],
         folder: Path,
-        skipped: int = 0,
     ) -> None:
         self.accelerator = accelerator
         self.policy = policy
         self.rows_of = rows_of
         self.folder = folder
-        self.skipped = skipped
+        self.skipped = 0
         self.in_a_row = 0
         self.asked = 0
         """The signal that asked this process to stop; 0 without."""
