@@ -209,14 +209,15 @@ def test_too_many_bad_rows_are_an_error(tiny_backbone, torn_pairs, tmp_path):
         trainer.train_or_resume()
 
 
-def make_deadly(trainer, rows):
-    """Encoding these rows ends the process."""
+def make_deadly(trainer, rows, seconds=0):
+    """Encoding these rows ends the process, after a while."""
     plain = type(trainer.train_dataset).__getitem__
 
     class Dataset(type(trainer.train_dataset)):
         def __getitem__(self, key):
             row = key[1] if isinstance(key, tuple) else key
             if row in rows:
+                time.sleep(seconds)
                 os.kill(os.getpid(), signal.SIGKILL)
             return plain(self, key)
 
@@ -247,9 +248,9 @@ def test_a_row_that_kills_its_worker_is_left_out(tiny_backbone, tmp_path, stage,
 def test_a_worker_s_death_waits_until_its_batch_is_wanted(tiny_backbone, tmp_path):
     """It comes while a step is computed, which takes longer here than the batches that are made meanwhile."""
     options = {"on_bad_row": "skip", "max_bad_share": 0.1, "dataloader_num_workers": 1, "max_steps": 4}
-    trainer = make_trainer("eos_bridge", tiny_backbone(), tmp_path, **options)
+    trainer = make_trainer("eos_bridge", tiny_backbone(), tmp_path, rows=40, **options)  # an epoch of five steps
     deadly = trainer.sampler.rows_at(2)[0]
-    make_deadly(trainer, {deadly})
+    make_deadly(trainer, {deadly}, seconds=1)
     trainer.add_callback(At(0, lambda: time.sleep(3)))
     trainer.train_or_resume()
     assert [row.rpartition("/")[2] for row in trainer.account["bad_rows"]] == [str(deadly)]
