@@ -23,6 +23,7 @@ from cocoa.corpus_embedding import EmbedSettings, embed_corpus
 from cocoa.corpus_files import FOLDER, METADATA, SUMMARY_NAME
 from cocoa.embedding import load_embedder
 from cocoa.errors import CocoaError
+from cocoa.output_folder import owned
 from cocoa.pairs import Side
 
 
@@ -55,6 +56,11 @@ def rows(output: Path) -> dict[str, torch.Tensor]:
 
 def files(output: Path) -> dict[str, tuple[bytes, int]]:
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (output / FOLDER).iterdir()}
+
+
+def test_an_output_is_one_run_s_at_a_time(tiny_backbone_path: Any, images: Path, tmp_path: Path) -> None:
+    with owned(tmp_path / "out", True), pytest.raises(CocoaError, match=r"--output .*out: another run is writing here"):
+        run(tiny_backbone_path(), images, tmp_path / "out")
 
 
 def test_a_folder_of_images(tiny_backbone_path: Any, images: Path, tmp_path: Path) -> None:
@@ -293,7 +299,7 @@ def test_names_of_files_that_are_no_unicode_and_links_to_nothing(tiny_backbone_p
 
 def test_a_folder_that_cannot_be_written(tiny_backbone_path: Any, images: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(CocoaError, match="out: cannot be used"):
+    with pytest.raises(CocoaError, match="out: cannot be written"):
         run(tiny_backbone_path(), images, tmp_path / "out")
 
 

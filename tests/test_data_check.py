@@ -56,6 +56,12 @@ def test_a_data_set_that_cannot_be_read_does_not_hide_the_others(tmp_path):
     assert "no column pos_image_path" in found["named"].error and found["named"].split == "validation"
 
 
+def test_a_file_has_no_parts(tmp_path):
+    (tmp_path / "mine.jsonl").write_text("")
+    with pytest.raises(CocoaError, match="a file is one data set without splits; leave --subsets and --split out"):
+        check_data(tmp_path / "mine.jsonl", split="test")
+
+
 def test_a_file_of_ones_own_is_read_too(tmp_path):
     Image.new("RGB", (30, 30)).save(tmp_path / "0.png")
     rows = [{"query": {"image": f"{i}.png"}, "target": {"text": "a square"}} for i in range(2)]

@@ -12,11 +12,11 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 from toy import states_of
 
-from cocoa import checkpoint, embedding, evaluation
+from cocoa import checkpoint, embedding, embedding_cache, evaluation
 from cocoa.backbone import load_backbone
 from cocoa.checkpoint import save_checkpoint
 from cocoa.embedding import Embedder, load_embedder
-from cocoa.embedding_cache import content_key, hash_folder
+from cocoa.embedding_cache import EmbeddingCache, content_key, hash_folder
 from cocoa.errors import CocoaError
 from cocoa.evaluation import evaluate
 from cocoa.images import inspect_image
@@ -158,6 +158,34 @@ def test_a_run_that_goes_on_encodes_what_is_missing_and_gives_the_same(tmp_path,
     assert again == whole
 
 
+def test_what_is_known_stays_as_it_is(tmp_path):
+    """Of another batch an embedding may differ in its last bits."""
+    first = EmbeddingCache(tmp_path)
+    first.write([b"a" * 16, b"b" * 16], torch.tensor([[1.0], [2.0]]))
+    first.write([b"b" * 16, b"c" * 16], torch.tensor([[2.1], [3.0]]))
+    again = EmbeddingCache(tmp_path)
+    again.read()
+    assert {key[:1]: row.item() for key, row in again.rows.items()} == {b"a": 1, b"b": 2, b"c": 3}
+
+
+def test_an_output_that_cannot_be_written_is_seen_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "read_data", lambda *args: pytest.fail("read the data"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CocoaError, match=r"output .*file: cannot be written; choose another place"):
+        evaluate("planted", tmp_path, tmp_path / "file")
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(embedding_cache, "save_file", full)
+    plant(monkeypatch, {"q": 0.0, "a": 0.1, "b": 0.2})
+    data = write_texts(tmp_path / "data", {"one": [("q", ["a", "b"])]})
+    with pytest.raises(CocoaError, match=r"\.safetensors: cannot be written \(No space left on device\)"):
+        evaluate("planted", data, tmp_path / "scores")
+
+
 def test_another_model_image_or_data_shares_nothing(tmp_path, monkeypatch, pictures):
     """Embeddings are kept by content: a changed picture under the same path is another input."""
     model = plant(monkeypatch, {"a": 0.0, "b": 1.0})
@@ -190,6 +218,13 @@ def test_a_model_is_known_by_its_files_wherever_they_lie(tiny_backbone, tmp_path
     assert hash_folder(tmp_path / "one") == hash_folder(tmp_path / "two")
     (tmp_path / "two" / "chat_template.jinja").write_text("another template")
     assert hash_folder(tmp_path / "one") != hash_folder(tmp_path / "two")
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path):
+    """Its folder fills as files are asked for."""
+    folder = tmp_path / "models--a--b" / "snapshots" / "0123abc"
+    folder.mkdir(parents=True)
+    assert hash_folder(folder) == "0123abc"
 
 
 def test_a_run_scores_the_split_that_is_asked_for(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from cocoa import mining
 from cocoa.errors import CocoaError
 from cocoa.mining import choose_negatives, mine, write_pairs
 from cocoa.pair_files import read_file
-from cocoa.pairs import Pair, Side, check_images
+from cocoa.pairs import Pair, Side, Turn, check_images
 
 
 class Planted:
@@ -139,6 +139,7 @@ def test_a_file_is_read_back_as_it_was_written(tmp_path):
     pairs = [
         Pair(Side("find", "größer\n2", str(inside / "é.png")), Side("", "x"), (Side("say", "y"),), "mined", 1),
         Pair(Side("", "z"), Side("", "", str(outside / "é.png")), (), "mined", 2),
+        Pair(Side("", "", str(inside / "é.png")), Side("", "w"), (), "mined", 3, (Turn("What is it?", "An accent."),)),
     ]
     assert write_pairs(tmp_path / "data" / "mined.jsonl", pairs) == str(tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "data" / "mined.jsonl").read_text().splitlines()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,24 @@ def test_rows_that_cannot_be_used_are_skipped_counted_and_listed(tmp_path):
     assert bad.left_out() == {"mine": 4}
     assert bad.found[-1] == BadRow("mine", 0, "candidate: neither image nor content (it stands in 2 lists)", False)
     assert [row.row for row in bad.found if row.left_out] == [1, 2, 3, 4]
+
+
+def test_a_row_without_a_wrong_candidate_left_is_left_out(tmp_path):
+    """It would count as a hit."""
+    bad = BadRows("skip")
+    write_eval(tmp_path, "mine", ("one", "", ["a", ""], ["", ""]), ("two", "", ["a", "b"], ["", ""]))
+    (found,) = read_eval(tmp_path, bad=bad)
+    assert [found.inputs[i].text for i in found.queries] == ["two"]
+    assert bad.found == [BadRow("mine", 0, "candidate: neither image nor content (no wrong one is left)")]
+
+
+def test_two_uploads_of_a_split_are_not_mixed(tmp_path):
+    write_eval(tmp_path, "mine", ("one", "", ["a", "b"], ["", ""]))
+    (new,) = (tmp_path / "mine").iterdir()
+    shutil.copy(new, new.with_name("test-00000-of-00002.parquet"))
+    shutil.copy(new, new.with_name("test-00001-of-00002.parquet"))
+    with pytest.raises(CocoaError, match=r"'test' is there more than once \(test-\*-of-00001.*remove the older files"):
+        read_eval(tmp_path)
 
 
 def test_a_data_set_of_bad_rows_alone_is_an_error_even_where_they_are_skipped(tmp_path):

@@ -16,9 +16,12 @@ LINES = {
     "digits": (f'{{"qry": {"9" * 5000}}}', r"line 1: not JSON \(Exceeds the limit \(4300 digits\)"),
     "surrogate": ('{"qry": "\\ud800", "pos_text": "a"}', r"line 1: qry is not Unicode \(character 0\)"),
     "surrogate in a path": ('{"image_path": "\\ud800", "caption": "a"}', r"line 1, image_path: image is not Unicode"),
-    "negatives": ('{"qry": "a", "pos_text": "b", "neg_image_path": [{}]}', r"line 1: neg_image_path is {}, not text"),
+    "negatives": (
+        '{"qry": "a", "pos_text": "b", "neg_image_path": [{}]}',
+        r"line 1: neg_image_path is of type dict, not text",
+    ),
     "a negative": ('{"qry": "a", "pos_text": "b", "neg_text": 3}', r"line 1: neg_text is 3, not text"),
-    "long value": (f'{{"qry": ["{"x" * 9000}"]}}', r"line 1: qry is \['x+ \.\.\. x+'\], not text; put"),
+    "long value": (f'{{"qry": ["{"x" * 9000}"]}}', r"line 1: qry is of type list, not text; write text"),
 }
 
 

@@ -277,7 +277,11 @@ def test_a_list_of_sources_is_concatenated(tmp_path: Path, photo_data: Path) -> 
     mine = jsonl(tmp_path / "mine.jsonl", *[record] * 8)
     config = DataConfig([str(mine), str(photo_data / "MMEB-train")], subsets=["mine", "VisDial", "VisualNews_t2i"])
     found = load_pairs(config, seed=0)
-    assert list(found.counts().items()) == [("mine", 8), ("VisDial", 6), ("VisualNews_t2i", 7)]
+    assert list(Counter(pair.dataset for pair in found.pairs).items()) == [
+        ("mine", 8),
+        ("VisDial", 6),
+        ("VisualNews_t2i", 7),
+    ]
     assert found.left_out == {"VisualNews_t2i": {"empty query": 1}}
     assert not any(pair.negatives for pair in found.pairs)
     kept = load_pairs(dataclasses.replace(config, hard_negatives=1), seed=0)

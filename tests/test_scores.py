@@ -45,6 +45,17 @@ def test_score_files_are_flat_and_say_what_they_are_of(tmp_path):
     assert summary["image"] == ABOUT["image"] and summary["datasets"] == {"GQA": 25, "mine": 100}
 
 
+def test_rows_left_out_and_candidates_gone_are_told_apart(tmp_path):
+    bad = [
+        {"dataset": "GQA", "row": 3, "reason": "query: no such image file", "left_out": True},
+        {"dataset": "GQA", "row": 5, "reason": "candidate: not an image", "left_out": False},
+    ]
+    write_scores(tmp_path, {"GQA": {"hit@1": 0.25, "num_data": 4}}, ABOUT | {"bad_rows": bad})
+    text = (tmp_path / "table.md").read_text()
+    assert "leave out 1 row that could not be used:\n\n- GQA, row 3: query: no such image file\n" in text
+    assert "1 wrong candidate could not be used, and left the lists:\n\n- GQA, row 5: candidate: not an image\n" in text
+
+
 def test_the_leaderboard_gets_all_36_and_a_sign_for_what_is_missing():
     found = leaderboard({"GQA": {"hit@1": 0.25}, "mine": {"hit@1": 1.0}}, ABOUT)
     metadata, images = found["metadata"], found["metrics"]["image"]

@@ -282,6 +282,14 @@ def test_a_column_may_lose_all_its_values(tiny_backbone_path: Any, tmp_path: Pat
         assert [row["year"] for _, row in sorted(rows(tmp_path / "db").items())] == list(years)
 
 
+def test_a_column_that_the_source_has_no_more_is_emptied(tiny_backbone_path: Any, tmp_path: Path) -> None:
+    one, two = captions(2)
+    records: list[dict[str, Any]] = [{"text": one, "year": 1999}, {"text": two, "year": 2001}]
+    for kept in (records, [{"text": one}, {"text": two}]):
+        run(tiny_backbone_path(), write_rows(tmp_path / "rows.jsonl", kept), tmp_path / "db")
+    assert [row["year"] for row in rows(tmp_path / "db").values()] == [None, None]
+
+
 def test_float16_and_texts_that_are_no_unicode(tiny_backbone_path: Any, tmp_path: Path) -> None:
     records = [{"text": text, "note": "\ud800"} for text in captions(3)]
     run(tiny_backbone_path(), write_rows(tmp_path / "rows.jsonl", records), tmp_path / "db", precision="float16")
@@ -338,3 +346,6 @@ def test_a_thumbnail_is_upright_and_small(tmp_path: Path) -> None:
     assert size == (800, 1200) and Image.open(io.BytesIO(content)).size == (171, THUMBNAIL)
     assert len(thumbnail(Image.effect_noise((3000, 3000), 100))[0]) < 60_000
     assert thumbnail(Image.new("RGB", (9000, 1)))[1] == (9000, 1)
+    for size in ((2560, 7), (800, 1), (600, 599), (599, 600)):  # JPEGs are decoded smaller, here to 0 or to a square
+        Image.new("RGB", size).save(tmp_path / "small.jpg")
+        assert thumbnail(str(tmp_path / "small.jpg"))[1] == size

@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cocoa.errors import CocoaError
+from cocoa.errors import CocoaError, first_line
 
 TEXT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -118,7 +118,7 @@ def add_adapters(model: PreTrainedModel, lora: Lora, trainable_tokens: list[int]
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that it is about to drop
             adapters = get_peft_model(model, config)
     except ValueError as error:
-        raise CocoaError(f"lora: {str(error).splitlines()[0]}") from error
+        raise CocoaError(f"lora: {first_line(error)}") from error
     if whole:
         embeddings, dtype = model.get_input_embeddings(), model.dtype
         embeddings.weight.data = embeddings.weight.data.float()  # updates are too small for bfloat16

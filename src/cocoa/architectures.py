@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from cocoa.attention import CHUNKED
-from cocoa.errors import CocoaError
+from cocoa.errors import CocoaError, first_line
 
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     "qwen2_vl": Qwen2VLForConditionalGeneration,
@@ -43,7 +43,7 @@ def load_config(name: str) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         like_a_path = name.count("/") > 1 or name.startswith((".", "/", "~"))  # a name of the hub has one slash
-        reason = "no such folder" if like_a_path and not Path(name).exists() else str(error).splitlines()[0]
+        reason = "no such folder" if like_a_path and not Path(name).exists() else first_line(error)
         remedy = f"give a hub id, a checkpoint folder, or one of {', '.join(EMBEDDED)}"
         raise CocoaError(f"backbone {name}: cannot be read ({reason}); {remedy}") from None
     if config.model_type not in MODEL_CLASSES:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from cocoa.architectures import MODEL_CLASSES, Attention, batch_vision_attention, load_config, locate, set_attention
-from cocoa.errors import CocoaError
+from cocoa.errors import CocoaError, first_line
 from cocoa.inputs import ImageBudget, chat_messages, fit_text, inert, most_tokens, room, shorten
 from cocoa.pairs import Side
 from cocoa.pixels import BYTES_ONLY, PixelFormat
@@ -253,7 +253,7 @@ def load_backbone(
             with torch.device("meta"):
                 model = MODEL_CLASSES[config.model_type](config)
     except OSError as error:
-        raise CocoaError(f"backbone {name}: {str(error).splitlines()[0]}; is the checkpoint complete?") from None
+        raise CocoaError(f"backbone {name}: {first_line(error)}; is the checkpoint complete?") from None
     count = compression_tokens if pooling == "compression" else 0
     backbone = Backbone(model, processor, images or budget_of(processor), name, pooling, count)
     prepare_processor(processor, name)

@@ -18,6 +18,7 @@ from cocoa.checkpoint import RECORD_NAME, find_record, model_file, read_record, 
 from cocoa.compare import read_summary
 from cocoa.embedding_cache import hash_folder
 from cocoa.errors import CocoaError
+from cocoa.files import write_text, writing
 from cocoa.scores import SUMMARY_NAME, markdown, short_name
 from cocoa.wording import count
 
@@ -55,7 +56,8 @@ def write_card(folder: Path, scores: Path | None = None, title: str | None = Non
         raise CocoaError(f"{folder}: no {RECORD_NAME} of a trained stage here; name a checkpoint of `cocoa train`")
     summary = None if scores is None else _summary(folder, scores)
     path = folder / CARD_NAME
-    path.write_text(card(record, title or short_name(folder.resolve()), summary), encoding="utf-8")
+    with writing(path):
+        write_text(path, card(record, title or short_name(folder.resolve()), summary))
     return path
 
 
@@ -179,7 +181,9 @@ def _summary(folder: Path, scores: Path) -> dict[str, Any]:
 def _scores(summary: Mapping[str, Any]) -> str:
     """The evaluation's own table, without the paths in it."""
     shown = {key: summary[key] for key in _SHOWN_SCORES if key in summary} | {"model": ""}
-    return "hit@1 in percent.\n" + markdown(shown).partition("\n")[2].rstrip("\n")
+    lost = sum(row["left_out"] for row in summary.get("bad_rows", ()))
+    without = f"\n\nThe scores leave out {count(lost, 'row')} that could not be used." if lost else ""
+    return "hit@1 in percent.\n" + markdown(shown).partition("\n")[2].rstrip("\n") + without
 
 
 def without_paths(content: Any) -> Any:

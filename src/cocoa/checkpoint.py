@@ -8,9 +8,6 @@ needs `cocoa` or `trust_remote_code`.
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +16,6 @@ import sentence_transformers
 import torch
 import transformers
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules.module import Module
 from sentence_transformers.base.modules.transformer import Transformer
@@ -30,7 +26,7 @@ from transformers import PreTrainedModel
 import cocoa
 from cocoa.architectures import locate
 from cocoa.backbone import Backbone, Form
-from cocoa.errors import CocoaError
+from cocoa.errors import CocoaError, first_line
 from cocoa.files import write_json
 from cocoa.inputs import MAX_LENGTH
 from cocoa.special_tokens import compression_names
@@ -102,7 +98,7 @@ def model_file(model: str | Path, name: str) -> Path | None:
     try:
         path = load_file_path(str(model), name)
     except HfHubHTTPError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise CocoaError(f"model {model}: cannot be read ({reason}); give a checkpoint folder or a hub id") from None
     return Path(path) if path else None
 
@@ -213,23 +209,3 @@ def _save_side_files(backbone: Backbone, folder: Path) -> None:
             "similarity_fn_name": "cosine",
         },
     )
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Write a folder whole or not at all.
-
-    Raises:
-        CocoaError: the disk is full, or does not let us; what there is of the folder is taken away.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
-            raise
-        shutil.rmtree(folder, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise CocoaError(
-            f"{folder}: cannot be written ({reason}); what was saved before is whole: make room, and start the same "
-            "command again"
-        ) from error

@@ -26,6 +26,7 @@ from cocoa.corpus_files import FOLDER, SETTINGS_NAME, Embedded, bad_rows_of, cla
 from cocoa.embedding import Embedder, load_embedder
 from cocoa.embedding_cache import hash_folder
 from cocoa.errors import CocoaError, ImageError
+from cocoa.output_folder import owned
 from cocoa.processes import counting, this_process, wait_for_files
 
 logger = logging.getLogger(__name__)
@@ -97,13 +98,27 @@ def embed_corpus(settings: EmbedSettings, output: Path) -> dict[str, Any]:
 
     Raises:
         CocoaError: a mistake in model or source, a row that cannot be embedded, an `output` of another model or other
-            settings, or a disk that is full.
+            settings or that another run is writing, or a disk that is full.
     """
     started, state = time.monotonic(), this_process()
     output = Path(os.path.abspath(output))
     parts = list_parts(settings.source, settings.part_size, output)
     embedder = load_embedder(settings.model, settings.max_length).cut_to(settings.truncate_dim)
     facts = about(settings, embedder)
+    with owned(output, state.is_main_process, "--output"):
+        return _embed_parts(settings, output, parts, embedder, facts, started)
+
+
+def _embed_parts(
+    settings: EmbedSettings,
+    output: Path,
+    parts: Sequence[Part],
+    embedder: Embedder,
+    facts: dict[str, Any],
+    started: float,
+) -> dict[str, Any]:
+    """Embed the parts that are missing from an output folder that is this run's."""
+    state = this_process()
     if state.is_main_process:
         claim(facts, output)
     state.wait_for_everyone()

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from cocoa.checkpoint import versions, writing
+from cocoa.checkpoint import versions
 from cocoa.corpus import Part
-from cocoa.files import claim_folder, write_json
+from cocoa.files import claim_folder, write_json, writing
 from cocoa.parquet import write_table
 
 logger = logging.getLogger(__name__)

@@ -59,10 +59,12 @@ def check_data(
         image_root: what image paths are relative to; by default `path`, or a folder or archive of images in it.
 
     Raises:
-        CocoaError: there is no such folder or file, or no data in it.
+        CocoaError: there is no such folder or file, no data in it, or a file of which a part is asked for.
     """
     path = Path(path)
     if path.is_file():
+        if subsets != "all" or split is not None:
+            raise CocoaError(f"{path}: a file is one data set without splits; leave --subsets and --split out")
         reports = [DataReport(path.stem)]
     else:
         names = select_subsets(subsets, list_subsets(path), str(path))
@@ -118,8 +120,8 @@ def _check_pairs(report: DataReport, found: PairSet) -> None:
 
 def _is_evaluation(folder: Path, split: str) -> bool:
     """Whether a split has the columns of MMEB-eval."""
-    shards = list_splits(folder).get(split, {})
+    shards = list_splits(folder).get(split, [])
     try:
-        return any("tgt_text" in pq.read_schema(path).names for path, _ in shards.values())
+        return any("tgt_text" in pq.read_schema(path).names for path, *_ in shards)
     except (pa.ArrowException, OSError, UnicodeDecodeError):  # the reader says what is wrong with it
         return False

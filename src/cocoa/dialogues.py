@@ -27,7 +27,7 @@ from cocoa.conversations import Outcome, Prompts, Request, converse, counts, rea
 from cocoa.dialogue_files import DIALOGUE, FILE_NAME, as_records, write_dialogues_file
 from cocoa.dialogue_parsing import Dropped
 from cocoa.errors import CocoaError
-from cocoa.files import claim_folder, write_json
+from cocoa.files import claim_folder, write_json, writing
 from cocoa.generation import Engine, identify, load_engine, shrink
 from cocoa.image_listing import Listing, Picture, list_pictures, path_in, root_of
 from cocoa.images import load_image
@@ -154,6 +154,7 @@ def _claim(settings: Settings, output: Path) -> None:
     """Mark the folder as this run's, see `claim_folder`."""
     wanted: dict[str, Any] = json.loads(json.dumps(asdict(settings) | {"model_hash": identify(settings.model)}))
     wanted["source"] = os.path.abspath(settings.source)
+    wanted["image_root"] = settings.image_root and os.path.abspath(settings.image_root)
     written = any((output / SHARDS).glob("*.parquet")) or (output / FILE_NAME).exists()
     claim_folder(output, SETTINGS_NAME, wanted, f"{FILE_NAME} or {SHARDS}" if written else "")
 
@@ -184,7 +185,8 @@ def write_shard(batch: Batch, outcomes: Sequence[Outcome]) -> None:
         }
         for picture, outcome in zip(batch.pictures, outcomes, strict=True)
     ]
-    write_table(batch.shard, pa.Table.from_pylist(rows, _SHARD))
+    with writing(batch.shard):
+        write_table(batch.shard, pa.Table.from_pylist(rows, _SHARD))
 
 
 def read_shard(path: Path) -> list[Outcome]:

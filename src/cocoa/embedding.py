@@ -23,7 +23,7 @@ from cocoa.architectures import batch_vision_attention, locate
 from cocoa.backbone import Backbone, load_backbone
 from cocoa.batching import equal_work, prepared
 from cocoa.checkpoint import as_sentence_transformer, find_record, form_of, model_file, trained_length
-from cocoa.errors import CocoaError
+from cocoa.errors import CocoaError, first_line
 from cocoa.failures import explained
 from cocoa.images import image_size, load_image
 from cocoa.inputs import (
@@ -247,9 +247,7 @@ def load_embedder(model: str | Path, max_length: int | None = None, prompt_style
         try:
             found = SentenceTransformer(str(model), device=str(device))
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise CocoaError(
-                f"model {model}: cannot be loaded ({str(error).splitlines()[0]}); is it complete?"
-            ) from None
+            raise CocoaError(f"model {model}: cannot be loaded ({first_line(error)}); is it complete?") from None
         batch_vision_attention(found.transformers_model)
         form, ending = "cocoa" if ours is not None else "items", form_of(record).compression_tokens or 1
         return Embedder(found, budget, length, form, _folder_of(model), record, ending)

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cocoa.files import unfinished
+from cocoa.files import unfinished, writing
 from cocoa.pairs import Side
 
 KEY_BYTES = 16
@@ -44,13 +44,20 @@ class EmbeddingCache:
             self.rows |= {key.tobytes(): row for key, row in zip(keys, shard["embeddings"], strict=True)}
 
     def write(self, keys: Sequence[bytes], embeddings: Tensor) -> None:
-        """Add rows (N, D), and put them on disk as one shard."""
+        """Add the rows (N, D) that are new, and put them on disk as one shard; what is there stays as it is.
+
+        Raises:
+            CocoaError: the disk is full, or does not let us.
+        """
+        new = [i for i, key in enumerate(keys) if key not in self.rows]
+        keys, embeddings = [keys[i] for i in new], embeddings[new].contiguous()
         self.rows |= dict(zip(keys, embeddings, strict=True))
-        self.folder.mkdir(parents=True, exist_ok=True)
         packed = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).reshape(-1, KEY_BYTES)
         path = self.folder / f"{hashlib.blake2b(b''.join(keys), digest_size=8).hexdigest()}.safetensors"
-        save_file({"keys": packed, "embeddings": embeddings.contiguous()}, unfinished(path))
-        os.replace(unfinished(path), path)
+        with writing(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file({"keys": packed, "embeddings": embeddings}, unfinished(path))
+            os.replace(unfinished(path), path)
 
 
 def fingerprint(*facts: object) -> str:
@@ -59,7 +66,12 @@ def fingerprint(*facts: object) -> str:
 
 
 def hash_folder(folder: Path) -> str:
-    """A hash of a folder's files by name and content, wherever it lies and whatever made it."""
+    """A hash of a folder's files by name and content, wherever it lies and whatever made it.
+
+    Of the hub's cache, whose folders fill file by file as they are asked for, it is the commit.
+    """
+    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
+        return folder.name
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)

@@ -39,3 +39,8 @@ def one_line(message: str) -> str:
     if len(message) > LONGEST_MESSAGE:
         message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[5 - LONGEST_MESSAGE // 2 :]}"
     return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in message)
+
+
+def first_line(error: Exception) -> str:
+    """Of an error's message, which may have none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

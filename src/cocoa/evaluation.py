@@ -20,11 +20,12 @@ from cocoa.embedding import Embedder, load_embedder, truncated
 from cocoa.embedding_cache import EmbeddingCache, fingerprint, hash_folder
 from cocoa.errors import CocoaError
 from cocoa.eval_inputs import Inputs, distinct_inputs, with_images_present, with_images_readable
+from cocoa.files import check_writable, writing
 from cocoa.metrics import metrics, rank, summary
 from cocoa.mmeb_eval import EvalDataset, read_eval
 from cocoa.pair_eval import read_pair_eval
 from cocoa.processes import this_process
-from cocoa.scores import write_ranks, write_scores
+from cocoa.scores import SUMMARY_NAME, write_ranks, write_scores
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ def evaluate(
         The summary; of other processes than the main one nothing.
 
     Raises:
-        CocoaError: a mistake in the data or the model's name, or an embedding that is not finite.
+        CocoaError: a mistake in the data or the model's name, an embedding that is not finite, or `output` cannot be
+            written.
 
     Example:
         >>> import cocoa, json, pathlib
@@ -83,6 +85,7 @@ def evaluate(
         >>> list(summary["datasets"])
         ['held-out']
     """
+    check_writable(Path(output), is_folder=True)
     bad = BadRows(on_bad_row)
     found = read_data(data, subsets, split, image_root, bad, prompt_style)
     embedder = load_embedder(model, max_length, prompt_style)
@@ -130,8 +133,9 @@ def evaluate(
     for name, count in bad.left_out().items():
         scores[name]["num_data"] += count
     numbers = {each.name: [each.number(row) for row in range(len(each.queries))] for each in found}
-    write_ranks(Path(output), ranks, numbers)
-    return write_scores(Path(output), scores, about)
+    with writing(Path(output) / SUMMARY_NAME):
+        write_ranks(Path(output), ranks, numbers)
+        return write_scores(Path(output), scores, about)
 
 
 def read_data(
@@ -166,8 +170,9 @@ def _check_modalities(embedder: Embedder, inputs: Inputs, model: str | Path) -> 
 def encode_missing(inputs: Inputs, embedder: Embedder, cache: EmbeddingCache, batch_size: int = 8) -> Tensor:
     """Embeddings (inputs, D), from the cache where they are in it; the processes share what is not.
 
-    Batches are the same whatever is in the cache and however many processes there are, and one that is not there
-    whole is encoded whole: so are the embeddings, to the last bit.
+    Batches are the same however many processes there are and wherever an earlier run was stopped, and one that is not
+    there whole is encoded whole: so are the embeddings, to the last bit. What a run on other data sets has encoded
+    stays as it is, so that its scores do too.
 
     Raises:
         CocoaError: an embedding is not finite; the message names data set and row.

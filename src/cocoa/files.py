@@ -4,12 +4,52 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cocoa.errors import CocoaError
+from safetensors import SafetensorError
+
+from cocoa.errors import CocoaError, first_line
+
+
+def check_writable(path: Path, is_folder: bool) -> None:
+    """See that an output can be written, as far as that can be told before the work is done.
+
+    Args:
+        path: that an option `output` named.
+        is_folder: it shall be a folder; else a file.
+
+    Raises:
+        CocoaError: it cannot.
+    """
+    path = path.absolute()
+    there = next(each for each in (path if is_folder else path.parent, *path.parents) if each.exists())
+    if (path.is_dir() and not is_folder) or not there.is_dir() or not os.access(there, os.W_OK):
+        raise CocoaError(f"output {path}: cannot be written; choose another place")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Write a file or folder whole or not at all.
+
+    Raises:
+        CocoaError: the disk is full, or does not let us; what there is of a folder is taken away.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        shutil.rmtree(path, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise CocoaError(
+            f"{path}: cannot be written ({reason}); what was saved before is whole: make room, and start the same "
+            "command again"
+        ) from error
 
 
 def unfinished(path: Path) -> Path:

@@ -28,7 +28,7 @@ from cocoa.architectures import EMBEDDED, locate
 from cocoa.checkpoint import find_record
 from cocoa.dialogue_parsing import Reply
 from cocoa.embedding_cache import hash_folder
-from cocoa.errors import CocoaError
+from cocoa.errors import CocoaError, first_line
 from cocoa.inputs import ImageBudget, fit_image
 from cocoa.processes import this_process
 
@@ -170,7 +170,7 @@ def identify(model: str) -> str:
 
 def _unreadable(model: str, error: Exception) -> CocoaError:
     remedy = f"give a hub id or folder of an image-text-to-text model, or one of {', '.join(EMBEDDED)}"
-    return CocoaError(f"model {model}: cannot be read ({str(error).splitlines()[0]}); {remedy}")
+    return CocoaError(f"model {model}: cannot be read ({first_line(error)}); {remedy}")
 
 
 def _as_list(value: int | list[int] | None) -> list[int]:

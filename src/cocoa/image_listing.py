@@ -94,7 +94,8 @@ def list_pictures(source: Path, output: Path, image_root: Path | None = None) ->
     Args:
         source: a folder of images (any depth) or of parquet files, a parquet file with a column `image` (as the
             library `datasets` writes it, or bytes, or paths) or `image_path` and perhaps `caption` and `dialogue`, or
-            a JSONL, JSON or CSV file with these three keys. An `output` inside the folder is no part of it.
+            a JSONL or JSON file with these three keys, or a CSV file with the first two. An `output` inside the folder
+            is no part of it.
         output: its `images` is where images that lie in parquet files are written.
         image_root: what the paths in a file are relative to, and must not leave; by default the file's folder.
 
@@ -151,11 +152,12 @@ def _files(source: Path, output: Path) -> tuple[list[_Row], list[Path]]:
 
 def _file_rows(path: Path, root: Path) -> Iterator[_Row]:
     """The rows of a JSONL, JSON or CSV file of image paths."""
-    records = csv_records if path.suffix == ".csv" else json_records
-    for _, where, record in records(path):
+    is_csv = path.suffix == ".csv"
+    keys = ROW_KEYS[:2] if is_csv else ROW_KEYS  # a conversation has no place in CSV
+    for _, where, record in (csv_records if is_csv else json_records)(path):
         if not isinstance(record, dict):
             raise CocoaError(f"{where}: not a JSON object; write one image a line")
-        check_keys(record, ROW_KEYS, f"{where}: ")
+        check_keys(record, keys, f"{where}: ")
         if not read_text(record, "image_path", where):
             raise CocoaError(f"{where}: image_path is empty; fill it in or drop the row")
         yield _row(record, "image_path", where, root)

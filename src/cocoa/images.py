@@ -79,7 +79,7 @@ def _decode_smaller(opened: Image.Image, shown: Callable[[Size], Size]) -> None:
     for scale in (8, 4, 2):
         small = -(-width // scale), -(-height // scale)
         if small[0] >= wanted[0] and small[1] >= wanted[1] and shown(small) == wanted:
-            opened.draft(None, (width // scale, height // scale))
+            opened.draft(None, (max(1, width // scale), max(1, height // scale)))
             return
 
 

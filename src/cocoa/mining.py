@@ -9,7 +9,6 @@ what their files hold; an instruction is no content.
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -22,10 +21,12 @@ from datasets import Dataset
 from sentence_transformers.util import mine_hard_negatives, pairwise_cos_sim
 from torch import Tensor
 
+from cocoa.dialogue_files import as_records
 from cocoa.embedding import Embedder, load_embedder
 from cocoa.embedding_cache import content_key
 from cocoa.errors import CocoaError
 from cocoa.eval_inputs import inspect_images
+from cocoa.files import check_writable, write_text
 from cocoa.image_listing import path_in, root_of
 from cocoa.pair_files import read_file
 from cocoa.pairs import Pair, Side, check_images
@@ -98,7 +99,7 @@ def mine(
 
     Args:
         model: checkpoint folder or hub id; a better one finds harder negatives, and fewer that are wrong.
-        path: a file of pairs, in any of the forms of `cocoa.sources`.
+        path: a file of pairs, in any of the forms of `cocoa.pair_files`.
         output: a `.jsonl` file; image paths are relative to its folder where all images lie below it.
         negatives: mined for each query, at most.
         batch_size: inputs encoded at once where they are the longest.
@@ -117,7 +118,7 @@ def mine(
         raise CocoaError("mine: runs in one process; start it without a launcher")
     if output.suffix != ".jsonl":
         raise CocoaError(f"output {output}: give the name of a .jsonl file")
-    _check_writable(output)
+    check_writable(output, is_folder=False)
     if output.resolve() == path.resolve():
         raise CocoaError(f"output {output}: that is the file of pairs; choose another name")
     if negatives < 1 or range_min < 0 or not 0 <= relative_margin < 1:
@@ -228,7 +229,7 @@ def _image_digests(pairs: Sequence[Pair]) -> dict[str, bytes]:
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> str | None:
-    """Write pairs as JSONL in the first form of `cocoa.sources`, whole or not at all.
+    """Write pairs as JSONL in the first form of `cocoa.pair_files`, whole or not at all.
 
     Returns:
         What `data.image_root` has to be; None where the images lie below the file's folder.
@@ -236,28 +237,19 @@ def write_pairs(path: Path, pairs: Sequence[Pair]) -> str | None:
     Raises:
         CocoaError: the file cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
     images = (side.image for pair in pairs for side in pair.sides if isinstance(side.image, str))
     root = root_of(images, path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(_record(pair, path.parent, root), ensure_ascii=False) + "\n" for pair in pairs)
-        os.replace(partial, path)
+        lines = [json.dumps(_record(pair, path.parent, root), ensure_ascii=False) + "\n" for pair in pairs]
+        write_text(path, "".join(lines))
     except OSError as error:
         raise CocoaError(f"output {path}: cannot be written ({error.strerror}); choose another place") from None
     return root
 
 
-def _check_writable(path: Path) -> None:
-    """See that a file can be written, as far as that can be told before the work is done."""
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
-        raise CocoaError(f"output {path}: cannot be written; choose another place")
-
-
 def _record(pair: Pair, folder: Path, root: str | None) -> dict[str, Any]:
-    """A row of the file in that folder, in the first form of `cocoa.sources`; `root` as `root_of` says."""
+    """A row of the file in that folder, in the first form of `cocoa.pair_files`; `root` as `root_of` says."""
 
     def values(side: Side) -> dict[str, str]:
         image = path_in(side.image, folder, root) if isinstance(side.image, str) else ""
@@ -265,4 +257,6 @@ def _record(pair: Pair, folder: Path, root: str | None) -> dict[str, Any]:
         return {key: value for key, value in found.items() if value}
 
     row: dict[str, Any] = {"query": values(pair.query), "target": values(pair.target)}
+    if pair.dialogue:
+        row["dialogue"] = as_records(pair.dialogue)
     return row | ({"negatives": [values(side) for side in pair.negatives]} if pair.negatives else {})

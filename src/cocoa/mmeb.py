@@ -6,8 +6,10 @@ A folder whose name is not one of the 36 data sets is a data set too (`cocoa.cat
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,10 +20,9 @@ from cocoa.catalogue import (
     find_dataset,
     pair_reader,
 )
-from cocoa.errors import CocoaError
+from cocoa.errors import CocoaError, first_line
 from cocoa.image_files import image_locator
 from cocoa.pairs import Pair, PairSet, sample_rows
-from cocoa.parquet import first_line
 
 
 def list_subsets(folder: str | Path) -> list[str]:
@@ -55,14 +56,22 @@ def select_subsets(wanted: str | Sequence[str], there: Sequence[str], where: str
     return [name for name in there if name in chosen]
 
 
-def list_splits(folder: Path) -> dict[str, dict[int, tuple[Path, int]]]:
-    """The splits in a data set's folder, each with its shards: number -> (file, how many there are by its name)."""
-    shards: dict[str, dict[int, tuple[Path, int]]] = {}
+class Shard(NamedTuple):
+    """A file of a split, its number, and how many there are, by its name."""
+
+    path: Path
+    number: int
+    total: int
+
+
+def list_splits(folder: Path) -> dict[str, list[Shard]]:
+    """The splits in a data set's folder, each with the files that go by its name."""
+    shards: dict[str, list[Shard]] = defaultdict(list)
     for path in sorted(folder.glob("*.parquet")):
         match = re.fullmatch(r"(.+)-(\d{5})-of-(\d{5})\.parquet", path.name)
         if match:
-            shards.setdefault(match[1], {})[int(match[2])] = (path, int(match[3]))
-    return shards
+            shards[match[1]].append(Shard(path, int(match[2]), int(match[3])))
+    return dict(shards)
 
 
 def read_split(folder: Path, split: str, needed: Sequence[str], optional: Sequence[str]) -> pa.Table:
@@ -71,12 +80,15 @@ def read_split(folder: Path, split: str, needed: Sequence[str], optional: Sequen
     if split not in shards:
         there = ", ".join(sorted(shards)) or "none"
         raise CocoaError(f"{folder}: no split {split!r} (key `split`); there are: {there}")
-    total = max(count for _, count in shards[split].values())
-    absent = sorted(set(range(total)) - shards[split].keys())
+    total, *others = sorted({shard.total for shard in shards[split]})
+    if others:
+        names = ", ".join(f"{split}-*-of-{count:05}.parquet" for count in (total, *others))
+        raise CocoaError(f"{folder}: split {split!r} is there more than once ({names}); remove the older files")
+    absent = sorted(set(range(total)) - {shard.number for shard in shards[split]})
     if absent:
         raise CocoaError(f"{folder}: file {split}-{absent[0]:05}-of-{total:05}.parquet is missing; download it again")
     tables = []
-    for path, _ in (shards[split][index] for index in range(total)):
+    for path, _, _ in shards[split]:  # sorted by name, and so by number
         try:
             with pq.ParquetFile(path) as file:
                 missing = [name for name in needed if name not in file.schema_arrow.names]
@@ -133,7 +145,7 @@ def read_train(
         subsets: names of data sets, or `all`.
         max_rows_per_subset: read no more than that many rows of each, a random sample that `seed` decides.
         image_root: the folder or archive that image paths are relative to; by default `folder`, or the archives
-            in it or in its `images_zip` (`cocoa.images.image_locator`).
+            in it or in its `images_zip` (`cocoa.image_files.image_locator`).
         seed: of the sample.
         negatives: read hard negatives where there are any.
 

@@ -67,7 +67,8 @@ class EvalDataset:
 def without(dataset: EvalDataset, faults: Mapping[int, str], bad: BadRows) -> EvalDataset:
     """The data set without inputs that cannot be used.
 
-    A row whose query or right candidate is one of them is left out; from the others they leave the list.
+    A row whose query or right candidate is one of them is left out, and one to which no wrong candidate is left; from
+    the others they leave the list.
 
     Args:
         dataset: who is compared with whom.
@@ -89,6 +90,11 @@ def without(dataset: EvalDataset, faults: Mapping[int, str], bad: BadRows) -> Ev
                 bad.add(dataset.name, [dataset.number(row)], f"{what}: {faults[i]}")
                 break
         else:
+            lost = ids[broken[ids]]
+            if len(lost) and (ids[~broken[ids]] == ids[0]).all():
+                said = f"candidate: {faults[int(lost[0])]} (no wrong one is left)"
+                bad.add(dataset.name, [dataset.number(row)], said)
+                continue
             rows.append(row)
             for i in set(ids[broken[ids]].tolist()):
                 shorter.setdefault(i, []).append(dataset.number(row))

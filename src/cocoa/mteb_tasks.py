@@ -30,7 +30,7 @@ from transformers import AutoConfig
 from cocoa.architectures import locate
 from cocoa.bad_rows import BadRows
 from cocoa.catalogue import find_dataset, scored_name
-from cocoa.checkpoint import read_record
+from cocoa.checkpoint import read_record, trained_length
 from cocoa.embedding import load_embedder
 from cocoa.embedding_cache import hash_folder
 from cocoa.errors import CocoaError
@@ -257,7 +257,7 @@ def model_meta(checkpoint: str | Path) -> ModelMeta:
         languages=["eng-Latn"],
         n_parameters=parameters,
         memory_usage_mb=None,
-        max_tokens=record.get("options", {}).get("max_length"),
+        max_tokens=trained_length(record),
         embed_dim=AutoConfig.from_pretrained(folder).get_text_config().hidden_size,
         license=None,
         open_weights=True,

@@ -18,7 +18,7 @@ CANDIDATES = 1000
 
 
 def read_pair_eval(path: str | Path, image_root: str | Path | None = None, bad: BadRows | None = None) -> EvalDataset:
-    """Reads a file in one of the forms of `cocoa.sources` to score a model on.
+    """Reads a file in one of the forms of `cocoa.pair_files` to score a model on.
 
     A query's candidates are its own target, which comes first, and the other targets of the file, but for those
     that are right as well: targets of another row with the same query content. Targets of equal text and image are

@@ -105,10 +105,6 @@ class PairSet:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def counts(self) -> Counter[str]:
-        """Rows kept, by data set."""
-        return Counter(pair.dataset for pair in self.pairs)
-
     def leave_out(self, dataset: str, reason: str) -> None:
         """Counts one row that is not in `pairs`."""
         self.left_out.setdefault(dataset, Counter())[reason] += 1

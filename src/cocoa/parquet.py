@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cocoa.errors import CocoaError
+from cocoa.errors import CocoaError, first_line
 from cocoa.files import unfinished
 
 
@@ -38,11 +38,6 @@ def parquet_batches(path: Path, rows: int, **options: Any) -> Iterator[pa.Record
             yield batch
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CocoaError(f"{path}: not readable parquet ({first_line(error)}); write it again") from None
-
-
-def first_line(error: Exception) -> str:
-    """Of an error's message, which may have none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def write_table(path: Path, table: pa.Table) -> None:

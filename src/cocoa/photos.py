@@ -1,4 +1,4 @@
-"""A dozen real photographs and a few rows about them in every form that MMEB has; for the demo and the tests.
+"""A dozen real photographs and a few rows about them in every form that MMEB has, for trials and tests.
 
 `write_photos` writes `MMEB-train` and `MMEB-eval` as those data sets really lie on a disk: image markers
 (also in text-only queries), trailing newlines, synonyms, missing `neg_*` columns, several splits and an older

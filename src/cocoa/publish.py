@@ -12,8 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from cocoa.card import CARD_NAME, HERE, without_paths
 from cocoa.checkpoint import RECORD_NAME
-from cocoa.errors import CocoaError
-from cocoa.parquet import first_line
+from cocoa.errors import CocoaError, first_line
 
 NEEDED = ("config.json", "modules.json", RECORD_NAME, CARD_NAME)
 SUFFIXES = (".safetensors", ".json", ".jinja", ".md", ".txt", ".model")
@@ -64,9 +63,7 @@ def push(folder: Path, repo_id: str, private: bool = False, dry_run: bool = Fals
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise CocoaError(
-            f"{repo_id}: no name of a repository ({str(error).splitlines()[0]}); write owner/name"
-        ) from None
+        raise CocoaError(f"{repo_id}: no name of a repository ({first_line(error)}); write owner/name") from None
     if "/" not in repo_id:
         raise CocoaError(f"{repo_id}: whose? Write owner/name")
     files = published_files(folder, repo_id)

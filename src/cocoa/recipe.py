@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 
 from cocoa.adapters import Lora
-from cocoa.errors import CocoaError
+from cocoa.errors import CocoaError, first_line
 from cocoa.inputs import ImageBudget
 from cocoa.overrides import apply_override
 from cocoa.parsing import as_list, as_mapping, build, check_keys, convert, no_such_recipe, suggest
@@ -134,7 +134,7 @@ class Recipe:
         except CocoaError as error:
             raise CocoaError(f"stages.{stage.name}: {error}") from None
         except (TypeError, ValueError, OSError, ImportError) as error:  # of the library's own arguments
-            raise CocoaError(f"stages.{stage.name}: {str(error).splitlines()[0]}") from error
+            raise CocoaError(f"stages.{stage.name}: {first_line(error)}") from error
 
     def settings(self, stages: int) -> dict[str, Any]:
         """What the result of the first `stages` stages depends on, by dotted key, as JSON has it."""

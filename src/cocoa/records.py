@@ -30,6 +30,8 @@ def _opened(path: Path, **options: Any) -> Iterator[TextIO]:
             yield file
     except UnicodeDecodeError as error:
         raise CocoaError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise CocoaError(f"{path}: cannot be read ({error.strerror}); name another file") from None
 
 
 def csv_records(
@@ -112,7 +114,9 @@ def read_text(record: dict[str, Any], key: str, where: str) -> str:
     """A record's text under a key, checked to be text; empty where there is none."""
     value = record.get(key)
     if value is not None and not isinstance(value, str):
-        raise CocoaError(f"{where}: {key} is {value!r}, not text; put it in double quotes")
+        kind = type(value).__name__
+        said = repr(value) if isinstance(value, bool | int | float) else f"of type {kind}"
+        raise CocoaError(f"{where}: {key} is {said}, not text; write text there, in double quotes where it is JSON")
     try:
         (value or "").encode()
     except UnicodeEncodeError as error:

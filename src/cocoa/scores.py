@@ -7,6 +7,7 @@ from which hit@1 and the rest come (`cocoa compare` pairs the queries of two run
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import date
 from functools import cache
 from importlib import resources
@@ -20,7 +21,7 @@ import yaml
 from torch import Tensor
 
 from cocoa.catalogue import datasets
-from cocoa.errors import CocoaError
+from cocoa.errors import CocoaError, first_line
 from cocoa.files import write_json, write_text
 from cocoa.metrics import GROUPS, summary
 from cocoa.parquet import write_table
@@ -86,7 +87,7 @@ def read_ranks(output: Path) -> dict[str, np.ndarray]:
     try:
         table = pq.read_table(path, columns=["dataset", "rank"])
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise CocoaError(f"{path}: cannot be read ({reason}); evaluate again (cocoa evaluate)") from None
     dataset, rank = (column.to_numpy() for column in table.columns)
     return {name: rank[dataset == name] for name in dict.fromkeys(dataset.tolist())}
@@ -141,16 +142,31 @@ def markdown(result: dict[str, Any]) -> str:
     hashes = result.get("data_hash", {})
     lines += ["", _row("data set", ["hit@1", "data hash"]), _row("---", ["---:", "---"])]
     lines += [_row(name, [f"{hit:.1f}", hashes.get(name, "")]) for name, hit in result["datasets"].items()]
-    if bad := result.get("bad_rows"):
-        left_out = sum(row["left_out"] for row in bad)
-        lines += ["", f"The scores above leave out {count(left_out, 'row')} that could not be used:", ""]
-        lines += [f"- {row['dataset']}, row {row['row']}: {row['reason']}" for row in bad[:BAD_ROWS_SHOWN]]
-        if len(bad) > BAD_ROWS_SHOWN:
-            lines.append(f"- and {len(bad) - BAD_ROWS_SHOWN} more, in summary.json")
+    bad = result.get("bad_rows", [])
+    if lost := [row for row in bad if row["left_out"]]:
+        lines += [
+            "",
+            f"The scores above leave out {count(len(lost), 'row')} that could not be used:",
+            "",
+            *_named(lost),
+        ]
+    if shorter := [row for row in bad if not row["left_out"]]:
+        lines += [
+            "",
+            f"{count(len(shorter), 'wrong candidate')} could not be used, and left the lists:",
+            "",
+            *_named(shorter),
+        ]
     if result.get("shortened"):
-        lines += ["", f"{result['shortened']} texts were shortened to fit into {result['max_length']} tokens."]
+        lines += ["", f"Shortened to fit into {result['max_length']} tokens: {count(result['shortened'], 'text')}."]
     lines += ["", *[f"- {key}: `{result[key]}`" for key in ("data", *ABOUT) if key != "recipe" and result.get(key)]]
     return "\n".join(lines) + "\n"
+
+
+def _named(bad: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The first of the rows that could not be used, or not whole."""
+    lines = [f"- {row['dataset']}, row {row['row']}: {row['reason']}" for row in bad[:BAD_ROWS_SHOWN]]
+    return lines + [f"- and {len(bad) - BAD_ROWS_SHOWN} more, in summary.json"] * (len(bad) > BAD_ROWS_SHOWN)
 
 
 def _averages(averages: dict[str, Any]) -> list[str]:

@@ -112,7 +112,7 @@ def thumbnail(image: ImageRef) -> tuple[bytes, Size]:
     """A small JPEG of an image, upright, and the size of the image itself."""
     small = load_image(image, _shown)
     width, height = image_size(image)  # as the header says, before any rotation
-    if (width > height) != (small.width > small.height):
+    if small.width != small.height and (width > height) != (small.width > small.height):
         width, height = height, width
     content = io.BytesIO()
     small.resize(_shown(small.size), Image.Resampling.LANCZOS).save(content, "JPEG", quality=85)

@@ -1,6 +1,6 @@
 """The columns of a store beside its own: what each holds, told by its values, and how they are stored.
 
-Numbers, truth values, texts, dates and times stay what they are, for SQL to compare; all else becomes text.
+Numbers, truth values, texts, dates and timestamps stay what they are, for SQL to compare; all else becomes text.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cocoa.errors import CocoaError
-from cocoa.parquet import first_line
+from cocoa.errors import CocoaError, first_line
 
 OWN = ("id", "text", "instruction", "row_hash", "vector", "thumbnail")
 """Columns that every store has."""
@@ -55,6 +54,8 @@ def as_stored(value: Any, kind: pa.DataType) -> Any:
         return float(value)
     if kind != pa.string():
         return value
+    if isinstance(value, datetime.time):
+        value = value.isoformat()
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=_told)
     return text.encode(errors="backslashreplace").decode()
 
@@ -72,7 +73,7 @@ def check_column(name: str, path: Path) -> None:
 
 
 def stored_kinds(table: Any | None, kinds: Mapping[str, pa.DataType | None], db: Path) -> dict[str, pa.DataType]:
-    """What the columns of a store hold, once it has those that are new.
+    """What the columns of a store hold, once it has those that are new; also those that the source has no more.
 
     Args:
         table: of the store; None where there is none yet.
@@ -91,7 +92,8 @@ def stored_kinds(table: Any | None, kinds: Mapping[str, pa.DataType | None], db:
     new = [pa.field(name, kind) for name, kind in wanted.items() if name not in there]
     if table is not None and new:
         table.add_columns(new)
-    return wanted
+    # A column that the source has no more is emptied, row by row as they change; else its old values would stay.
+    return wanted | {name: kind for name, kind in there.items() if name not in (*OWN, *wanted)}
 
 
 def reason(error: Exception) -> str:

@@ -21,9 +21,10 @@ from cocoa.account import history
 from cocoa.adapters import Lora, merge_adapters
 from cocoa.backbone import Backbone
 from cocoa.card import base_facts, write_card
-from cocoa.checkpoint import LOG_NAME, save_checkpoint, writing
+from cocoa.checkpoint import LOG_NAME, save_checkpoint
 from cocoa.embedding import Embedder, embedder_of
 from cocoa.errors import CocoaError
+from cocoa.files import writing
 from cocoa.inputs import ImageBudget
 from cocoa.pairs import ContentPair, Pair, Side
 from cocoa.scores import short_name

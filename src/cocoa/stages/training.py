@@ -35,11 +35,10 @@ from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from cocoa.account import Meter
-from cocoa.checkpoint import writing
 from cocoa.errors import CocoaError
 from cocoa.failures import explained
 from cocoa.features import keep_features
-from cocoa.files import write_json
+from cocoa.files import write_json, writing
 from cocoa.inputs import ImageBudget
 from cocoa.stages import loading, saving, sharding, watch
 from cocoa.stages.arguments import less_memory
