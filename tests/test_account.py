@@ -98,7 +98,7 @@ def test_processes_are_summed_and_the_most_memory_is_taken(monkeypatch):
     monkeypatch.setattr(account, "peak_bytes", lambda device: 3_000_000_000)
     meter = Meter(torch.device("cpu"), 2, {})
     meter.count({"passes": [{"lengths": torch.tensor([2, 1])}, {"lengths": torch.tensor([2])}]})
-    meter.count({"lengths": torch.tensor([4]), "input_ids": torch.ones(1, 4)})
+    meter.count({"passes": [{"lengths": torch.tensor([4]), "input_ids": torch.ones(1, 4)}]})
     assert meter.mine().tolist() == [[9, 3_000_000_000]]
     found = meter.read(torch.cat([meter.mine(), torch.tensor([[20, 4_500_000_000]])]))
     assert (found["tokens"], found["peak_memory_gb"], found["device"]) == (29, 4.5, "2 x cpu")

@@ -45,7 +45,8 @@ class StageArguments(TrainingArguments):
             the memory, leaves the gradients as they are, but for which masks dropout draws.
         cache_inputs: keep each row's encoded image and text in memory instead of encoding them in every epoch,
             for small data: 2.4 kB an image token, in every process and data loader worker. Of an image that is shown
-            whole to a frozen tower (`lora.vision: []`) its features are computed once and kept instead.
+            whole to a frozen tower (`lora.vision: []`) its features are computed once and kept instead, but not where
+            the model is split over devices.
         on_nonfinite: a loss or gradient that is infinite or not a number is an `error`, or the step is left out
             (`skip`), which is counted; ten of them one after the other are an error.
         on_bad_row: a row that cannot be encoded is an `error`, or the row behind it takes its place (`skip`).
