@@ -185,7 +185,6 @@ def main() -> None:
     model.set_attn_implementation({"text_config": "eager"})
     heads = new_heads(backbone).to(args.device)
     seen: list[Tensor] = []  # the tower's merged tokens (scenes * 9, width) in the present step
-    model.model.visual.register_forward_hook(lambda module, inputs, output: seen.append(output.pooler_output))
     groups = [
         {"params": [p for p in part.parameters() if (p.ndim > 1) == matrix], "weight_decay": decay, "share": share}
         for part, share in ((model.model.visual, TOWER_SHARE), (model.model.language_model, 1.0), (heads, 1.0))
@@ -202,6 +201,7 @@ def main() -> None:
         step, start, curve = state["step"], state["start"], state["curve"]
     else:
         train_tower(backbone, heads, args.tower_steps, args.device, args.bfloat16, log, frozen=args.start is not None)
+    model.model.visual.register_forward_hook(lambda module, inputs, output: seen.append(output.pooler_output))
     batches, started = Batches(BATCH, args.seed * 1_000_003 + step), time.time()
     losses: list[float] = []
     while step < args.steps:

@@ -29,7 +29,7 @@ from cocoa.recipe import Recipe, load_recipe
 RECIPES = Path(__file__).parents[1] / "recipes"
 CAPACITIES = (24, 80, 141)
 USABLE = 0.92
-ROWS = {"joint_reconstruction": 300_000, "eos_bridge": 280_000, "compression": 1_000_000, "contrastive": 1_000_000}
+ROWS = {"joint_reconstruction": 300_000, "eos_bridge": 299_000, "compression": 1_000_000, "contrastive": 1_000_000}
 """Rows of an epoch, of stages that are measured in epochs."""
 IMAGES_A_PAIR = 1.3
 PASSES = [256 * 2**power for power in range(9)]

@@ -3,7 +3,8 @@
 Writes generated data in MMEB-eval's layout (photograph-sized JPEG files of many shapes, texts from a word to a page),
 and in one run measures, round after round:
 
-    plain     SentenceTransformer.encode(inputs, batch_size=32), in the given order, images opened as it goes to them
+    plain     SentenceTransformer.encode(inputs, batch_size=32), which sorts by the length of texts, images opened as it
+              goes to them
     bare      SentenceTransformer.encode of our batches, one after the other, images opened before each
     embed     Embedder.embed: our batches, images decoded ahead in threads
     evaluate  the whole command, from parquet to score files, without what an earlier run has kept

@@ -26,8 +26,8 @@ def content_part(part: dict[str, Any]) -> dict[str, Any]:
             try:
                 data = BytesIO(base64.b64decode(url.partition(";base64,")[2], validate=True))
                 image = Image.open(data, formats=("JPEG", "PNG", "WEBP"))
-                if image.width * image.height > MOST_PIXELS:
-                    raise ValueError("too many pixels")
+                if image.width * image.height > MOST_PIXELS or max(image.size) > 200 * min(image.size):
+                    raise ValueError("too many pixels, or one side 200 times the other")
                 upright = ImageOps.exif_transpose(image).convert("RGBA")
                 white = Image.new("RGBA", upright.size, "white")  # is what training sees through transparent pixels
                 return {"type": "image", "image": Image.alpha_composite(white, upright).convert("RGB")}

@@ -6,13 +6,13 @@
     python studies/report.py
 
 Decided before `explore` was run: `explore` has the seeds, scenes and contrastive steps of `factors.py`. The arm with
-the best mean (`strict` is one) is confirmed if that is at least two points above `published`, which the best of ten is
-by luck one time in ten: compared with the baselines on fresh seeds, with the contrastive steps of `deciding.py`, on one
-backbone and, if it is better than all of them there, on the other. It becomes the recipe `cocoa-plus` if it is better
-than all by a resolved margin on both. All bridges have the learning rate of `published`, and as many steps of as many
-samples; those whose loss is kept beside the contrastive one have more of them, and take longer. "B from either side"
-has more rows to take them from, some of them of data sets that `published` leaves out of stage 2. A final-state loss
-that is kept has its projection start anew.
+the best mean (`strict` is one) is confirmed if that is at least two points above `published`, which the best of ten
+equal ones is by luck one time in three or four: compared with the baselines on fresh seeds, with the contrastive steps
+of `deciding.py`, on one backbone and, if it is better than all of them there, on the other. It becomes the recipe
+`cocoa-plus` if it is better than all by a resolved margin on both. All bridges have the learning rate of `published`,
+and as many steps of as many samples; those whose loss is kept beside the contrastive one have more of them, and take
+longer. "B from either side" has more rows to take them from, some of them of data sets that `published` leaves out of
+stage 2. A final-state loss that is kept has its projection start anew.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ Nothing is chosen by what this finds: validation scenes, two seeds, the demo's l
 - `bridge_patching.csv`: captions whose EOS has another picture's keys and values in some layers, as the share of the
   nats that this takes away (all layers: 100 %). What B reads and where: one layer alone, and all from a layer on.
 - `bridge_zero_shot.csv`: hit@1 of EOS' final state as an embedding, no contrastive stage.
+- `bridge_nats_deciding.csv`: nats as above, of models as the deciding experiment trains them: more pairs, a lower rate;
+  and with as many pairs at the rate of the others.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from functools import partial
 
 import torch
 from arms_compared import averages
-from deciding import BACKBONE, JOINT, PRETRAINING
+from deciding import BACKBONE, COMPARED, JOINT, LAYOUTS, PRETRAINING, TUNING_SEED, phases_after
+from deciding import PAIRS as DECIDING_PAIRS
 from lab import Lab, Phase, Start, open_lab
 from nats import AT_ONCE, batch_of, held_out_rows, nats, with_other_images
 from patching import HeldKeysAndValues, mixed
@@ -31,6 +34,7 @@ from cocoa.pairs import ContentPair
 from cocoa.stages.reconstruction import Reconstructor
 
 NATS, PATCHING, ZERO_SHOT = (FOLDER / f"bridge_{name}.csv" for name in ("nats", "patching", "zero_shot"))
+DECIDING_NATS = FOLDER / "bridge_nats_deciding.csv"
 STAGE_2 = ("published", "strict", "full", "shuffled", "ntp")
 MODELS = ("stage 0", "stage 1", *STAGE_2)
 PATCHED = ("published", "strict")
@@ -53,7 +57,11 @@ def layout_of(model: str) -> BridgeLayout:
 
 def train(lab: Lab, model: str, seed: int) -> Backbone:
     """A model, its weights kept for the other tables."""
-    phases, start = phases_of(model), Start(BACKBONE, PAIRS, seed)
+    return trained(lab, Start(BACKBONE, PAIRS, seed), phases_of(model))
+
+
+def trained(lab: Lab, start: Start, phases: list[Phase]) -> Backbone:
+    """The backbone behind these phases, to be looked at."""
     backbone = lab.train(start, phases, keep=len(phases)) if phases else lab.load(start, form=Form())
     backbone.encoded = lab.known(backbone, "bridge")
     backbone.model.eval()
@@ -105,11 +113,17 @@ def patched(backbone: Backbone, rows: list[ContentPair], layout: BridgeLayout) -
 
 
 def main() -> None:
-    """Fill the three tables."""
+    """Fill the tables."""
     lab = open_lab()
 
     def nats_rows(model: str, seed: int) -> list[Row]:
-        found = nats(train(lab, model, seed), rows_of(lab), layout_of(model))
+        return told(train(lab, model, seed), model)
+
+    def deciding_rows(model: str, phases: list[Phase]) -> list[Row]:
+        return told(trained(lab, Start(BACKBONE, DECIDING_PAIRS, TUNING_SEED), phases), model)
+
+    def told(backbone: Backbone, model: str) -> list[Row]:
+        found = nats(backbone, rows_of(lab), layout_of(model))
         return [{"class": name, "nats": f"{value:.3f}"} for name, value in found.items()]
 
     def patching_rows(model: str, seed: int) -> list[Row]:
@@ -124,6 +138,10 @@ def main() -> None:
         work(NATS, [(keys[model], partial(nats_rows, model, seed)) for model in MODELS])
         work(PATCHING, [(keys[model], partial(patching_rows, model, seed)) for model in PATCHED])
         work(ZERO_SHOT, [(keys[model], partial(zero_shot_rows, model, seed)) for model in MODELS])
+    found = {model: (model, phases_after(model)[:-1]) for model in LAYOUTS}
+    found |= {f"{model}, rate {RATE:g}": (model, phases_of(model)) for model in COMPARED}
+    tasks = [({"model": name, "seed": TUNING_SEED}, partial(deciding_rows, *each)) for name, each in found.items()]
+    work(DECIDING_NATS, tasks)
 
 
 if __name__ == "__main__":

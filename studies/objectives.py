@@ -130,7 +130,8 @@ def with_picture(
     pixels, ids, eos = backbone.pixels.values(sample["pixel_values"]), sample["input_ids"], int(sample["eos_position"])
     nothing = torch.zeros_like(ids, dtype=torch.bool)
     if torch.rand((), generator=generator) < 0.5:
-        return sample | {"hidden_units": nothing, "target_pixels": pixels.new_empty(0, backbone.unit_size)}
+        rebuilt = {"hidden_units": nothing, "target_pixels": pixels.new_empty(0, backbone.unit_size)}
+        return sample | rebuilt | {"pixel_values": pixels}  # values as the other half's, to stand in one row
     corrupted, hidden = hide_patches(backbone, pixels, patch_mask_ratio, generator)
     config = backbone.model.config
     start, image, end = (getattr(config, f"{name}_token_id") for name in ("vision_start", "image", "vision_end"))

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
 import beyond
-from arms_compared import UNSATURATED, Difference, averages, bootstrap, compare, paired, seeds_of, stacked
-from bridge import MODELS, NATS, ZERO_SHOT
-from deciding import ARMS, BACKBONE, COMPARED, PAIRS, RESULTS, SIZES, SPREAD, TUNING
+from arms_compared import UNSATURATED, bootstrap, compare, paired
+from bridge import DECIDING_NATS, MODELS, NATS, ZERO_SHOT
+from deciding import ARMS, BACKBONE, COMPARED, PAIRS, RESULTS, SIZES, SPREAD, TUNING, TURNS
 from factors import OTHER_BACKBONE, OVER_PAIRS, PAIR_COUNTS, found_with
 from mmeb_hours import run_hours, stage_hours
 from nats import CLASSES
@@ -24,36 +24,30 @@ from probes import DECODED, PROBES
 from real_pixels import ARMS as REAL_ARMS
 from real_pixels import PIECES
 from real_pixels import RESULTS as REAL_PIXELS
+from real_pixels import SEEDS as REAL_SEEDS
 from results import read
+from tables import by_seed, compared, explored, more, table, told
 
 from cocoa.metrics import GROUPS
 
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 BASELINES = ("full", "published", "contrastive")
 """What every arm of the deciding experiment is compared with."""
-
-Rows = Sequence[Mapping[str, str]]
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown, or that there is nothing yet."""
-    if not rows:
-        return "*Not run yet.*"
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+LOOKED_INTO = (
+    *(("published", other) for other in ("full", "shuffled", "contrastive")),
+    *((arm, "contrastive") for arm in ("stage-1", "contrastive-mean")),
+    *(("moca", "contrastive-mean"), ("coma", "contrastive-causal")),
+)
+"""Arms whose difference is told by groups of data sets; the last two are MoCa and CoMa and what they are without it."""
 
 
-def bridge_nats() -> str:
+def bridge_nats(file: Path = NATS) -> str:
     """Nats by model and class of token, the mean of the seeds."""
-    found: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for row in read(NATS):
-        found[row["model"], row["class"]].append(float(row["nats"]))
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in read(file):
+        found[row["model"]][row["class"]].append(float(row["nats"]))
     columns = ("text", "token", "first", *CLASSES, "grammar", "loss")
-    rows = [
-        [model, *(f"{mean(found[model, name]):.2f}" for name in columns)]
-        for model in MODELS
-        if (model, "token") in found
-    ]
+    rows = [[model, *(f"{mean(own[name]):.2f}" for name in columns)] for model, own in found.items()]
     return table(["after", "a text", "a token", "its first token", *CLASSES, "grammar", "loss a token"], rows)
 
 
@@ -124,37 +118,20 @@ def spread() -> str:
     return table(["pairs a set", *COMPARED, "difference (mean ± sd over seeds)"], lines)
 
 
-def compared(rows: Rows, arms: Iterable[str], baselines: Sequence[str], together: int = 1) -> str:
-    """Every arm's hit@1, and its difference to the baselines on the seeds that both have; see `stacked`."""
-    lines = []
-    for arm in arms:
-        if not (seeds := seeds_of(rows, arm)):
-            continue
-        values = averages(stacked(rows, arm, seeds)).tolist()
-        deviation = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-        seconds = min(float(row["seconds"]) for row in rows if row["arm"] == arm)
-        cells = [arm, str(len(seeds)), f"{mean(values):.1f}{deviation}", f"{seconds:.0f}"]
-        for baseline in baselines:
-            found = None if arm == baseline else compare(rows, arm, baseline, together=together)
-            cells.append(told(found) if found else "")
-        lines.append(cells)
-    against = [f"less `{baseline}` [95 %]" for baseline in baselines]
-    return table(["arm", "seeds", "hit@1 (mean ± sd over seeds)", "seconds (least)", *against], lines)
-
-
-def told(found: Difference) -> str:
-    """A difference, its interval and the verdict."""
-    return f"{found.mean:+.1f} [{found.outer[0]:+.1f}, {found.outer[1]:+.1f}], {found.verdict}"
+def planned(arm: str) -> int:
+    """The seeds that an arm of the deciding experiment is to have."""
+    return sum(len(seeds) for arms, seeds in TURNS if arm in arms)
 
 
 def by_meta_task() -> str:
     """The deciding arms' differences by groups of data sets."""
     rows, lines, groups = read(RESULTS), [], (*GROUPS, UNSATURATED)
-    for one, other in (("published", "full"), ("published", "shuffled"), ("published", "contrastive")):
+    for one, other in LOOKED_INTO:
         found = [each for group in groups if (each := compare(rows, one, other, group))]
         if len(found) == len(groups):
-            lines.append([f"`{one}` less `{other}`", *map(told, found)])
-    return table(["", *groups], lines)
+            seeds = min(planned(one), planned(other))
+            lines.append([f"`{one}` less `{other}`", str(found[0].seeds), *(told(each, seeds) for each in found)])
+    return table(["", "seeds", *groups], lines)
 
 
 def deciding() -> str:
@@ -165,32 +142,9 @@ def deciding() -> str:
         return table([], [])
     low, high = bootstrap(*paired(rows, one, other))
     plain = f"A plain bootstrap over seeds and queries: [{low:+.1f}, {high:+.1f}]."
-    head = f"**`{one}` less `{other}`: {told(found)}** (95 %; 90 %: [{found.inner[0]:+.1f}, {found.inner[1]:+.1f}]"
-    return f"{head}; {found.seeds} seeds). {plain}\n\n{compared(rows, ARMS, BASELINES)}"
-
-
-def by_seed(rows: Rows) -> dict[str, dict[str, float]]:
-    """hit@1 on validation scenes: arm -> seed -> score."""
-    values: dict[str, dict[str, float]] = defaultdict(dict)
-    for row in rows:
-        values[row["arm"]][row["seed"]] = float(row["All"])
-    return values
-
-
-def more(own: dict[str, float], other: dict[str, float]) -> str:
-    """How much one arm has more than another on the seeds that both have: mean, least and most."""
-    found = [own[seed] - other[seed] for seed in own if seed in other]
-    return f"{mean(found):+.1f} ({min(found):+.1f} to {max(found):+.1f})" if found and own is not other else ""
-
-
-def explored(rows: Rows, baseline: str) -> str:
-    """Every arm's hit@1 on validation scenes, and how much more than the baseline's it is, seed by seed."""
-    values = by_seed(rows)
-    lines = [
-        [arm, str(len(own)), f"{mean(own.values()):.1f}", more(own, values.get(baseline, {}))]
-        for arm, own in values.items()
-    ]
-    return table(["arm", "seeds", "hit@1", f"less `{baseline}` (least to most of a seed)"], lines)
+    inner = f"90 %: [{found.inner[0]:+.1f}, {found.inner[1]:+.1f}]"
+    head = f"**`{one}` less `{other}`: {told(found, planned(one))}** (95 %; {inner}"
+    return f"{head}; {found.seeds} seeds). {plain}\n\n{compared(rows, ARMS, BASELINES, planned)}"
 
 
 def factors() -> str:
@@ -223,7 +177,8 @@ def confirmed() -> str:
     parts = []
     for backbone in beyond.BACKBONES:
         rows = [row for row in read(beyond.CONFIRMED) if row["backbone"] == backbone]
-        parts.append(f"{backbone}:\n\n{compared(rows, dict.fromkeys(row['arm'] for row in rows), beyond.BASELINES)}")
+        arms = dict.fromkeys(row["arm"] for row in rows)
+        parts.append(f"{backbone}:\n\n{compared(rows, arms, beyond.BASELINES, lambda _: len(beyond.FRESH))}")
     return "\n\n".join(parts)
 
 
@@ -232,8 +187,9 @@ def real_pixels() -> str:
     parts = []
     for name in ("digits", "photographs"):
         rows = [row for row in read(REAL_PIXELS) if row["dataset"] == name]
-        baselines = ("full", "contrastive")
-        parts.append(f"{name}:\n\n{compared(rows, REAL_ARMS, baselines, PIECES if name == 'photographs' else 1)}")
+        together = PIECES if name == "photographs" else 1
+        told_here = compared(rows, REAL_ARMS, ("full", "contrastive"), lambda _: len(REAL_SEEDS), together)
+        parts.append(f"{name}:\n\n{told_here}")
     return "\n\n".join(parts)
 
 
@@ -244,8 +200,9 @@ def mmeb_hours() -> str:
     )
 
 
-TABLES = {
+TABLES: dict[str, Callable[[], str]] = {
     "bridge nats": bridge_nats,
+    "bridge nats deciding": partial(bridge_nats, DECIDING_NATS),
     "zero shot": zero_shot,
     "probes": probes,
     "decoded": decoded,

@@ -16,6 +16,7 @@ from cocoa import demo
 from cocoa.architectures import EMBEDDED
 from cocoa.compare import Score
 from cocoa.demo import EQUAL, MODELS, verdict, write_recipes
+from cocoa.errors import CocoaError
 
 ROOT = Path(__file__).parents[1]
 GROUPS = ["Classification", "VQA", "Retrieval", "Grounding", "IND", "OOD", "Overall"]
@@ -71,11 +72,17 @@ def test_the_rivals_differ_in_pre_training_alone(tmp_path):
 
 
 def test_a_folder_of_any_name(tmp_path):
-    for name in ("my #1 run", "a: b", 'it\'s "mine"', "[DATA]"):
+    for name in ("my #1 run", "a: b", 'it\'s "mine"', "[DATA]", "\U0001f642"):
         (tmp_path / name).mkdir()
         for rival, recipe in write_recipes(tmp_path / name, "mini-qwen2-vl", 3).items():
             assert recipe.output_dir == tmp_path / name / rival
             assert recipe.stages[0].data.train == str(tmp_path / name / "scenes" / "MMEB-train")
+
+
+def test_an_output_that_cannot_be_written_is_a_mistake(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CocoaError, match=r"output .*file: cannot be written"):
+        demo.run(tmp_path / "file")
 
 
 def test_its_recipe_repeats_it(tmp_path):

@@ -75,6 +75,8 @@ def test_shares_are_of_the_whole_and_words_are_the_text_s(backbone, pictures):
         assert one.picture.size == (84, 112)  # 3 x 4 tokens
     (alone, _) = attention_maps(backbone, Side(text="a red cup"))
     assert alone.picture is None and set(alone.shares) == {"text", "itself"}
+    (cut, _) = attention_maps(backbone, Side(text="a red cup " * 50), 20)
+    assert "".join(word for word, _ in cut.words).startswith("a red cup") and len(cut.words) < 20
     (wordless, _) = attention_maps(backbone, Side(image=pictures[0]))
     assert wordless.words == () and "text" not in wordless.shares
 

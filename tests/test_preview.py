@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
-from short_run import short_recipe
+from short_run import NAMES, short_recipe
 from torch import nn
 from toy import VISION
 from typer.testing import CliRunner
@@ -340,6 +340,22 @@ def test_a_stages_own_mistakes_are_named(recipe, tmp_path, photo_data):
     large = make_recipe(recipe.backbone, tmp_path, photo_data / "MMEB-train", eos_bridge={"batch_size": 4096})
     with pytest.raises(CocoaError, match=r"stages\.eos_bridge: batch_size 4096 is more than"):
         preview(large)
+
+
+@pytest.mark.slow
+def test_rows_that_training_leaves_out_are_not_shown(recipe, tmp_path):
+    rows = [{"query": {"image": f"{i}.png"}, "target": {"text": f"row {i}"}} for i in range(16)]
+    (tmp_path / "mine.json").write_text(json.dumps(rows))
+    for i in range(16):
+        Image.new("RGB", (60, 60), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "3.png").write_bytes(b"\x89PNG torn")
+    broken = make_recipe(recipe.backbone, tmp_path / "run", tmp_path / "mine.json")
+    with pytest.raises(CocoaError, match=r"row mine/4: .*3\.png: not"):
+        preview(broken)
+    skip = {"data": {"on_bad_row": "skip"}}
+    kept = make_recipe(recipe.backbone, tmp_path / "run", tmp_path / "mine.json", **dict.fromkeys(NAMES, skip))
+    for stage in preview(kept).stages:
+        assert stage.measured.rows < stage.kept and not any(row.row_id == "mine/4" for row in stage.samples)
 
 
 def test_no_weights_are_loaded(recipe, found):

@@ -185,8 +185,8 @@ def test_each_stage_s_terms_are_drawn_apart_and_a_sum_of_terms_is_not(runs):
     charts = stage_charts(runs)
     assert list(charts) == ["joint_reconstruction", "eos_bridge", "contrastive"]
     labels = {name: [chart.label.partition(":")[0] for chart in found] for name, found in charts.items()}
-    assert labels["joint_reconstruction"] == ["hidden text tokens", "hidden patches", "hidden text tokens"]
-    assert labels["eos_bridge"] == ["hidden text tokens", "first token of B, from EOS"]
+    assert labels["joint_reconstruction"] == ["predicted text tokens", "hidden patches", "predicted text tokens"]
+    assert labels["eos_bridge"] == ["predicted text tokens", "first token of B, from EOS"]
     assert labels["contrastive"] == ["InfoNCE loss (nats)", "validation"]
     loss, hits = charts["contrastive"]
     assert [(line.run, line.number, line.last) for line in loss.lines] == [
@@ -216,6 +216,12 @@ def test_a_loss_that_falls_far_is_drawn_on_a_log_axis(tmp_path):
     at = {tick: y for y, tick in chart.ticks}
     assert [y for _, y in chart.lines[0].points] == pytest.approx([at["20"], at["2"], at["1"]])
     assert at["1"] == HEIGHT and at["2"] - at["20"] == pytest.approx(HEIGHT * np.log(10) / np.log(20))
+
+
+def test_what_is_measured_before_the_first_step_alone_is_drawn_too(tmp_path):
+    log = [{"step": 0, "eval_validation_hit@1": 0.5}]
+    (chart,) = stage_charts({"run": [stage(tmp_path / "final", "contrastive", log)]})["contrastive"]
+    assert [x for x, _ in chart.lines[0].points] == [0]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 0), (2, 2), (-3, -3), (0.3, 4.1), (12.5, 31), (0, 1e-7), (-2, 5)])

@@ -84,6 +84,14 @@ def test_a_backbone_is_looked_for_on_this_machine_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert local_folder("mini-qwen2-vl").name == "mini-qwen2-vl" and str(local_folder(str(tmp_path))) == str(tmp_path)
     assert local_folder("Qwen/Qwen2-VL-2B-Instruct") is None and local_folder("runs/gone/away/final") is None
+    snapshot = tmp_path / "models--a--b" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")  # what `cocoa preview` fetches
+    (tmp_path / "models--a--b" / "refs").mkdir()
+    (tmp_path / "models--a--b" / "refs" / "main").write_text("0" * 40)
+    assert local_folder("a/b") is None
+    (snapshot / "model.safetensors").write_bytes(b"")
+    assert local_folder("a/b") == snapshot
 
 
 # --------------------------------------------------------------------------------------------- what is missing
@@ -216,10 +224,22 @@ def test_what_cannot_be_rebuilt_is_named_and_the_rest_is_shown(world, monkeypatc
         raise CocoaError("block A leaves no room")
 
     monkeypatch.setattr(report_runs, "rebuild_images", refuse)
-    monkeypatch.setattr(report_runs, "eos_attention", lambda *_: [])
+    monkeypatch.setattr(report_runs, "eos_attention", refuse)
     report = report_of([world / "run"])
-    (missing,) = [each for each in report.missing if each.what == "rebuilt pictures"]
-    assert missing.why == "block A leaves no room" and report.texts and not report.images
+    why = {each.what: each.why for each in report.missing}
+    assert why["rebuilt pictures"] == why["where EOS looks"] == "block A leaves no room"
+    assert report.texts and not report.images and not report.attention
+
+
+@pytest.mark.slow
+def test_texts_that_see_the_picture_are_not_rebuilt_through_eos(world, monkeypatch):
+    monkeypatch.setattr(report_runs, "rebuild_texts", lambda *_: pytest.fail("rebuilt"))
+    monkeypatch.setattr(report_runs, "eos_attention", lambda *_: [])
+    read = report_runs.read_record
+    monkeypatch.setattr(report_runs, "read_record", lambda folder: read(folder) | {"options": {"layout": "full"}})
+    report = report_of([world / "run"])
+    (missing,) = [each for each in report.missing if each.what == "rebuilt captions"]
+    assert "cut nothing (layout: full)" in missing.why
 
 
 @pytest.mark.slow
@@ -233,4 +253,4 @@ def test_texts_are_rebuilt_in_the_layout_of_their_stage(world, monkeypatch):
     monkeypatch.setattr(report_runs, "rebuild_texts", spy)
     monkeypatch.setattr(report_runs, "eos_attention", lambda *_: [])
     report_of([world / "run"])
-    assert seen == [("2-eos_bridge", "strict")] * 2
+    assert seen == [("2-eos_bridge", "strict")]  # both the rows and those with other pictures

@@ -70,6 +70,10 @@ def test_files_of_others_are_left_alone(tiny_backbone_path, photo_data, tmp_path
     assert (tmp_path / README_NAME).read_text() == "my notes\n" and "not ours, left as it is" in caplog.text
     assert len(json.loads((tmp_path / ENVIRONMENT_NAME).read_text())) == 2  # sessions
     assert run_folder.MARK in (tmp_path / RECIPE_NAME).read_text()
+    for others in ('{"of": "another program"}', "no JSON"):
+        (tmp_path / ENVIRONMENT_NAME).write_text(others)
+        run_folder.explain(recipe, [tmp_path / "final"])
+        assert (tmp_path / ENVIRONMENT_NAME).read_text() == others
 
 
 def test_nothing_is_written_into_the_folder_of_another_run(tiny_backbone_path, photo_data, tmp_path):

@@ -140,6 +140,7 @@ REFUSED = {
     "a file": {"messages": [user(image_part("file:///etc/passwd"))]},
     "another format": {"messages": [user(image_part("data:image/svg+xml;base64,PHN2Zy8+"))]},
     "a broken image": {"messages": [user(image_part("data:image/png;base64,iVBORw0KGgo="))]},
+    "a thread of an image": {"messages": [user(image_part(uri(Image.new("1", (201, 1)))))]},
     "another role": {"messages": [{"role": "tool", "content": "a"}]},
     "no JSON": b"{",
 }

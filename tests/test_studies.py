@@ -16,13 +16,13 @@ import torch
 from arms_compared import Difference, bootstrap, difference, stacked
 from bridge import patched
 from lab import Lab, Phase, Start, arguments, every_text
-from loops import Reconstruction, all_shown
+from loops import KINDS, Reconstruction, all_shown
 from nats import batch_of, held_out_rows, nats, token_losses, with_other_images
 from objectives import FinalState, LateBridge, with_picture, word_by_word
 from scipy import stats
 from transformers import Qwen2VLModel
 
-from cocoa.backbone import load_backbone
+from cocoa.backbone import Form, load_backbone
 from cocoa.blocks import Block
 from cocoa.checkpoint import as_sentence_transformer
 from cocoa.corruption import IGNORE_INDEX
@@ -441,6 +441,15 @@ def test_every_study_s_phases_are_arguments(monkeypatch):
             if phase.beside:
                 arguments(phase.beside, 1)
         assert phases[-1].stage == "contrastive" and phases[-1].options["max_steps"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_bridge_of_our_own_takes_a_step(lab, kind):
+    frozen, start = Lab(lab.folder), Start("mini-qwen2-vl", 8, 5)
+    phase = Phase(kind, {"max_steps": 1, "batch_size": 16, "warmup_steps": 0}, either_side=True)
+    before, after = weights(frozen.load(start, form=Form())), weights(frozen.train(start, [phase]))
+    assert sum(not torch.equal(after[name], weight) for name, weight in before.items()) > 50
 
 
 def test_a_loss_beside_the_contrastive_one_has_gradients(lab):

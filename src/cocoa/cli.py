@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -149,6 +149,7 @@ def evaluate(
 ) -> None:
     """Score a model: hit@1 of each data set, and the averages. A stopped run encodes only what is missing."""
     with loading():
+        from cocoa.compare_table import score_table
         from cocoa.evaluation import evaluate as run
         from cocoa.processes import leave
         from cocoa.scores import short_name
@@ -206,9 +207,11 @@ def report(
 ) -> None:
     """One page on runs: scores, curves, what was rebuilt, where EOS looks, what is found and what is not."""
     with loading():
+        from cocoa.files import check_writable
         from cocoa.report import write_report
         from cocoa.report_runs import report_of
 
+    check_writable(output, is_folder=False)
     found = report_of(runs, data, image_root, datasets, checkpoints)
     write_report(output, found)
     for missing in found.missing:
@@ -254,24 +257,6 @@ def see_recipe(path: Path) -> None:
         raise no_such_recipe(path) from None
     except (OSError, ValueError):
         return
-
-
-def score_table(results: dict[str, dict[str, Any]]) -> Table:
-    """hit@1 in percent: a row for each average and data set, a column for each model."""
-    table = Table(title="hit@1 (%)")
-    table.add_column("")
-    for name in results:
-        table.add_column(escape(name), justify="right")
-    first = next(iter(results.values()))
-    for group, average in first["averages"].items():
-        if average["datasets"]:
-            label = group if not average["missing"] else f"{group} ({average['datasets']} of {average['of']} sets)"
-            values = [f"{result['averages'][group]['hit@1']:.1f}" for result in results.values()]
-            table.add_row(label, *values, style="bold" if group == "All" else None)
-    table.add_section()
-    for dataset in first["datasets"]:
-        table.add_row(escape(dataset), *[f"{result['datasets'][dataset]:.1f}" for result in results.values()])
-    return table
 
 
 def main() -> None:

@@ -111,7 +111,7 @@ def app(
     db: Store,
     instruction: Instruction = "",
     host: Annotated[str, typer.Option(help="Address to listen on; by default this machine alone.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 7860,
 ) -> None:
     """Search a store in the browser: type a text, drop an image."""
     with search_extra():

@@ -111,3 +111,21 @@ def numbers(found: Comparison) -> dict[str, Any]:
         "resamples": found.resamples,
         "seed": found.seed,
     }
+
+
+def score_table(results: dict[str, dict[str, Any]]) -> Table:
+    """hit@1 in percent: a row for each average and data set, a column for each model."""
+    table = Table(title="hit@1 (%)")
+    table.add_column("")
+    for name in results:
+        table.add_column(escape(name), justify="right")
+    first = next(iter(results.values()))
+    for group, average in first["averages"].items():
+        if average["datasets"]:
+            label = group if not average["missing"] else f"{group} ({average['datasets']} of {average['of']} sets)"
+            values = [f"{result['averages'][group]['hit@1']:.1f}" for result in results.values()]
+            table.add_row(label, *values, style="bold" if group == "All" else None)
+    table.add_section()
+    for dataset in first["datasets"]:
+        table.add_row(escape(dataset), *[f"{result['datasets'][dataset]:.1f}" for result in results.values()])
+    return table

@@ -22,7 +22,7 @@ from cocoa.checkpoint import read_record, versions
 from cocoa.compare import Score
 from cocoa.errors import CocoaError
 from cocoa.evaluation import evaluate
-from cocoa.files import write_json
+from cocoa.files import check_writable, write_json
 from cocoa.pipeline import stage_folders, train
 from cocoa.recipe import Recipe, load_recipe
 from cocoa.report import write_report
@@ -81,10 +81,11 @@ def run(output: Path, backbone: str = EMBEDDED[0], seed: int = 42, say: Callable
         say: told, step by step, what happens and where it is explained.
 
     Raises:
-        CocoaError: an unknown backbone, or other data or runs stand in `output`.
+        CocoaError: an unknown backbone, or other data or runs stand in `output`, or it cannot be written.
     """
     if backbone not in EMBEDDED:
         raise CocoaError(f"backbone {backbone!r}: choose one of {', '.join(EMBEDDED)}")
+    check_writable(output, is_folder=True)
     demo, clock = Demo(), time.perf_counter()
     say("1/5 scenes: pictures of a few objects, as twelve data sets in MMEB's layout (docs/scenes.md)")
     write_scenes(output / "scenes", SCENES_SEED, PAIRS, QUERIES, splits=("test",))
@@ -152,7 +153,7 @@ def write_recipes(output: Path, backbone: str, seed: int) -> dict[str, Recipe]:
     for name, text in texts.items():
         path = output / ("recipe.yaml" if name == "cocoa" else f"{name}.yaml")
         places = {"BACKBONE": backbone, "OUTPUT": output / name, "DATA": output / "scenes" / "MMEB-train"}
-        values = {key: json.dumps(str(place)) for key, place in places.items()}  # which YAML reads
+        values = {key: json.dumps(str(place), ensure_ascii=False) for key, place in places.items()}  # which YAML reads
         values |= {"RECIPE": shlex.quote(str(path)), "SEED": str(seed)}
         path.write_text(_filled(text, values), encoding="utf-8")
         recipes[name] = load_recipe(path)

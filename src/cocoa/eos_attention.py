@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from cocoa.backbone import Backbone, load_backbone
-from cocoa.checkpoint import form_of, read_record
+from cocoa.checkpoint import form_of, read_record, trained_length
 from cocoa.inputs import MAX_LENGTH, ImageBudget
 from cocoa.pairs import Side
 from cocoa.preview_pictures import picture_of
@@ -23,6 +23,8 @@ from cocoa.rebuild import starts_word
 
 FULL = 3.0
 """A patch or word is coloured in full at so many times what an even spread would give it."""
+TEXT_TOKENS = 512
+"""Of an input, beside its image: the weights of all layers are in memory at once, each the square of its length."""
 COLOUR, OPACITY = (224, 123, 0), 0.85
 """Of a patch that is coloured in full, over the picture in grey."""
 
@@ -67,18 +69,19 @@ def eos_attention(models: Mapping[str, str | Path], sides: Sequence[Side], image
     found: list[dict[str, list[AttentionMap]]] = [{} for _ in sides]
     for name, source in models.items():
         backbone = _load(source, images)
+        length = min(trained_length(read_record(Path(source))), images.tokens[1] + TEXT_TOKENS)
         for maps, side in zip(found, sides, strict=True):
-            maps[name] = attention_maps(backbone, side)
+            maps[name] = attention_maps(backbone, side, length)
         del backbone  # before the next one is loaded
     return [EosAttention(side, maps) for side, maps in zip(sides, found, strict=True)]
 
 
-def attention_maps(backbone: Backbone, side: Side) -> list[AttentionMap]:
+def attention_maps(backbone: Backbone, side: Side, max_length: int = MAX_LENGTH) -> list[AttentionMap]:
     """The maps of one input, of the layer in the middle and the last one; `backbone` computes its text eagerly.
 
-    Where compression tokens close an input, they stand for EOS: the mean over them.
+    Where compression tokens close an input, they stand for EOS: the mean over them. A longer text is shortened.
     """
-    encoded = backbone.encode_side(backbone.fit_text(side, MAX_LENGTH))
+    encoded = backbone.encode_side(backbone.fit_text(side, max_length))
     ids = encoded["input_ids"]  # (T,)
     weights = ending_attention(backbone, encoded)  # (L, T)
     place = torch.arange(len(ids))

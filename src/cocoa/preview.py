@@ -23,7 +23,7 @@ from cocoa.estimate import Estimate
 from cocoa.pairs import ContentPair, Pair
 from cocoa.pipeline import load_stage_backbone, of_stage, stage_forms
 from cocoa.preview_cost import estimate_stage, rows_of, stage_model, trained_by_place
-from cocoa.preview_samples import Measured, Sample, StageDataset, measure, sample
+from cocoa.preview_samples import Measured, Sample, StageDataset, is_encoded, measure, sample
 from cocoa.recipe import Recipe, Stage
 from cocoa.stage_data import StageData, stage_data
 from cocoa.stages.arguments import StageArguments
@@ -172,8 +172,13 @@ def _stage(recipe: Recipe, stage: Stage, form: Form, tflops: float, devices: int
         adapted = describe(adapted_layers(backbone.model, recipe.lora)) if recipe.lora else "all weights"
         model = stage_model(recipe, backbone, args)
         dataset = stage_dataset(backbone, data, args)
+        chosen = _choose(rows, draw)
+        if args.on_bad_row == "skip":
+            looked_at, chosen = ([row for row in each if is_encoded(dataset, row)] for each in (looked_at, chosen))
+        if not looked_at:
+            raise CocoaError("of the rows that were drawn, none can be encoded; see `on_bad_row: error` for the first")
         measured = measure(dataset, rows, looked_at, backbone, args)
-        samples = [sample(dataset, backbone, index, rows[index].row_id) for index in _choose(rows, draw)]
+        samples = [sample(dataset, backbone, index, rows[index].row_id) for index in chosen]
     pairs = schedule.pairs_seen
     return StagePreview(
         name=stage.name,

@@ -17,6 +17,7 @@ from torch import Tensor
 from cocoa.backbone import Backbone
 from cocoa.contrastive_loss import FILLER_ID
 from cocoa.corruption import IGNORE_INDEX
+from cocoa.errors import CocoaError
 from cocoa.inputs import inert
 from cocoa.pairs import ContentPair, Pair
 from cocoa.preview_pictures import Picture, picture_of
@@ -115,6 +116,15 @@ def sequences(data: StageDataset, index: int) -> Sequences:
     return {column.replace("_", " "): side for column, side in data[index].items() if column != "label"}
 
 
+def is_encoded(data: StageDataset, index: int) -> bool:
+    """Whether a row can be encoded."""
+    try:
+        sequences(data, index)
+    except CocoaError:
+        return False
+    return True
+
+
 def token_counts(sequence: dict[str, Tensor], backbone: Backbone) -> dict[str, int]:
     """How many tokens of a sequence are the image's, how many text (masked ones too), and all of them.
 
@@ -182,7 +192,7 @@ def sample(data: StageDataset, backbone: Backbone, index: int, row_id: str) -> S
             name = column.replace("_", " ")
             instructions[name] = side.instruction.strip() if side else ""
             if content_id == FILLER_ID:
-                notes[name] = "left out of the loss: the row has no such negative"
+                notes[name] = "left out of the loss: the row has no such negative, or it is the target"
     return Sample(
         row_id,
         tuple(

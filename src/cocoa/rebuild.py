@@ -113,6 +113,8 @@ def rebuild_images(
     Raises:
         CocoaError: the folder holds no patch decoder, or a row cannot be encoded.
     """
+    if not rows:
+        return []
     backbone = _load(folder)
     decoder = joint_reconstruction.load_patch_decoder(Path(folder), backbone)
     model = Reconstructor(backbone, patch_decoder=decoder).eval()
@@ -153,6 +155,8 @@ def rebuild_texts(
     Raises:
         CocoaError: a row cannot be encoded.
     """
+    if not rows:
+        return []
     backbone = _load(folder)
     model = Reconstructor(backbone).eval()
     length = trained_length(read_record(Path(folder)))

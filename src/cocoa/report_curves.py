@@ -30,10 +30,10 @@ class Measure:
 
 
 MEASURES = {
-    "token_loss": Measure("hidden text tokens: loss (nats)"),
+    "token_loss": Measure("predicted text tokens: loss (nats)"),
     "patch_loss": Measure("hidden patches: loss (squared error)"),
     "first_loss": Measure("first token of B, from EOS: loss (nats)"),
-    "token_accuracy": Measure("hidden text tokens: right (%)", 100),
+    "token_accuracy": Measure("predicted text tokens: right (%)", 100),
     "loss": Measure("InfoNCE loss (nats)"),
     "eval_validation_hit@1": Measure("validation: hit@1 (%)", 100),
 }
@@ -133,7 +133,7 @@ def _chart(key: str, logs: dict[str, list[dict[str, Any]]], numbers: dict[str, i
     if not values:
         return None
     every = [value * measure.scale for found in values.values() for _, value in found]
-    steps = max(step for found in values.values() for step, _ in found)
+    steps = max(1, *(step for found in values.values() for step, _ in found))
     logarithmic = key.endswith("loss") and 0 < min(every) * LOG_SCALE_FROM < max(every)
     ticks = log_ticks(min(every), max(every)) if logarithmic else axis_ticks(min(every), max(every))
 

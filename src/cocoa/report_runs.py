@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -159,7 +160,8 @@ def _not_scored(sources: Sequence[Source]) -> list[Missing]:
         Missing(
             "scores",
             f"{source.run.name} was not scored",
-            f"cocoa evaluate {source.stages[-1]} --data MMEB_EVAL --output {source.run.folder / SCORES}",
+            f"cocoa evaluate {quote(str(source.stages[-1]))} --data MMEB_EVAL "
+            f"--output {quote(str(source.run.folder / SCORES))}",
         )
         for source in sources
         if source.evaluation is None
@@ -213,18 +215,23 @@ def _rebuilt(report: Report, sources: Sequence[Source], data: ReportData, missin
         layout = read_record(folder).get("options", {}).get("layout", "published")
         rows = data.rows(eos_bridge.NAME, TEXTS)
         try:
-            texts, elsewhere = (rebuild_texts(folder, own, layout) for own in (rows, swapped(rows)))
-            report = replace(report, texts=texts, texts_elsewhere=elsewhere, texts_of=run)
+            if layout == "full":
+                raise CocoaError(f"stage 2 of {run} cut nothing (layout: full), so that its texts see their pictures")
+            rebuilt = rebuild_texts(folder, [*rows, *swapped(rows)], layout)
+            report = replace(report, texts=rebuilt[: len(rows)], texts_elsewhere=rebuilt[len(rows) :], texts_of=run)
         except CocoaError as error:
             failed[eos_bridge.NAME] = str(error)
-    for what, there, stage in (
-        ("rebuilt pictures", report.images, joint_reconstruction.NAME),
-        ("rebuilt captions", report.texts, eos_bridge.NAME),
+    for what, there, stage, file in (
+        ("rebuilt pictures", report.images, joint_reconstruction.NAME, joint_reconstruction.DECODER_NAME),
+        ("rebuilt captions", report.texts, eos_bridge.NAME, RECORD_NAME),
     ):
-        if not there:
-            why = f"no run has a checkpoint of the stage {stage}, or the data has nothing for it to rebuild"
-            remedy = "cocoa report ... --data OTHER_DATA" if stage in failed else f"cocoa train a recipe with {stage}"
-            missing.append(Missing(what, failed.get(stage, why), remedy))
+        if there:
+            continue
+        if _last(sources, stage, file):
+            why, remedy = "the data has nothing to rebuild", "cocoa report ... of another run, or --data OTHER_DATA"
+        else:
+            why, remedy = f"no run has a checkpoint of the stage {stage}", f"cocoa train a recipe with {stage}"
+        missing.append(Missing(what, failed.get(stage, why), remedy))
     return report
 
 
@@ -252,9 +259,14 @@ def _attended(report: Report, sources: Sequence[Source], data: ReportData, missi
             models[f"{source.run.name} {number}: {read_record(folder)['stage']}"] = folder
     if before is None:
         what = "where EOS looks before training"
-        missing.append(Missing(what, f"the backbone {name} is not on this machine", f"hf download {name}"))
+        remedy = f"hf download {quote(name)}, or put its folder back"
+        missing.append(Missing(what, f"the backbone {name} is not on this machine", remedy))
     logger.info("looking where EOS looks in %d models", len(models))
-    return replace(report, attention=eos_attention(models, data.sides(images, *LOOKED_AT), images))
+    try:
+        return replace(report, attention=eos_attention(models, data.sides(images, *LOOKED_AT), images))
+    except CocoaError as error:
+        missing.append(Missing("where EOS looks", str(error), "cocoa report ... without that run"))
+        return report
 
 
 def local_folder(name: str) -> Path | None:
@@ -265,4 +277,6 @@ def local_folder(name: str) -> Path | None:
         cached = try_to_load_from_cache(name, "config.json")
     except HFValidationError:  # a folder that is gone
         return None
-    return Path(cached).parent if isinstance(cached, str) else None
+    if not isinstance(cached, str) or not any(Path(cached).parent.glob("*.safetensors")):  # or its weights are not
+        return None
+    return Path(cached).parent

@@ -56,13 +56,27 @@ def explain(recipe: Recipe, folders: list[Path]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     session = environment()
     path = folder / ENVIRONMENT_NAME
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    write_json(path, [*before, session])
+    before = _sessions(path)
+    if before is None:
+        logger.warning("%s: not written by `cocoa train`; it stays as it is", path)
+    else:
+        write_json(path, [*before, session])
     resolved = yaml.safe_dump(as_mapping(recipe), sort_keys=False, allow_unicode=True, width=120)
     _write(
         folder / RECIPE_NAME, f"# The recipe as it was resolved, {MARK}; relative paths: see {README_NAME}.\n{resolved}"
     )
     _write(folder / README_NAME, readme(recipe, folders, session))
+
+
+def _sessions(path: Path) -> list[Any] | None:
+    """What the file says of earlier sessions; None where it is somebody else's."""
+    if not path.is_file():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return found if isinstance(found, list) else None
 
 
 def as_mapping(recipe: Recipe) -> dict[str, Any]:
@@ -99,7 +113,9 @@ def environment() -> dict[str, Any]:
 def command() -> str:
     """The command line of this process, to be pasted into a shell."""
     program, *arguments = sys.argv
-    return shlex.join([{"cli.py": "cocoa"}.get(Path(program).name, Path(program).name), *arguments])
+    if Path(program).name in ("cocoa", "cli.py"):
+        return shlex.join(["cocoa", *arguments])
+    return shlex.join([sys.executable, program, *arguments])
 
 
 def git_state() -> dict[str, Any] | None:

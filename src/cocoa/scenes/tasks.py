@@ -1,8 +1,8 @@
 """What each data set of the world asks: one function a task, from randomness to an example.
 
 An example's hard candidates are near misses: one attribute or one place differs, or it is another object of the
-same picture. No scene of a training row, wrong or right, is one of an evaluation row, and no row shows or tells
-of a held-out combination, but those of the `-Novel` sets.
+same picture. No scene of a training row, wrong or right, is one of an evaluation row (but a crop of one object may be
+of either), and no row shows or tells of a held-out combination, but those of the `-Novel` sets.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from cocoa.scenes.world import (
 FEW, MANY = (2, 3), (4, 5)
 """Objects in a scene of the training pairs, and in a crowded one; scenes of questions have one less."""
 HARD = 2
-"""Hard candidates of an example, at most; a question has one more, a reference one for each attribute."""
+"""Hard candidates of an example, at most; a question has one more, a reference those of each attribute and object."""
 
 
 @dataclass(frozen=True, slots=True)

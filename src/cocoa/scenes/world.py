@@ -40,7 +40,6 @@ RGB = {
     "black": (35, 35, 40),
 }
 BACKGROUNDS = ((255, 255, 255), (236, 240, 244), (250, 244, 230), (228, 238, 228), (240, 232, 242), (222, 226, 232))
-MAX_THINGS = 5
 
 NOVEL = frozenset((shape, COLOURS[(3 * i + 1) % 8]) for i, shape in enumerate(SHAPES))
 """(shape, colour) combinations that no training pair shows: one of each shape and of each colour."""

@@ -21,6 +21,7 @@ from rich.progress import track
 from cocoa.catalogue import CONTENT, NEGATIVE_COLUMNS, TRAIN_COLUMNS, datasets
 from cocoa.dialogue_files import FILE_NAME, write_dialogues_file
 from cocoa.errors import CocoaError
+from cocoa.files import check_writable
 from cocoa.inputs import IMAGE_MARKER
 from cocoa.scenes.dialogues import training_dialogue
 from cocoa.scenes.language import STYLES, caption
@@ -63,7 +64,7 @@ def write_scenes(
         splits: of the evaluation data; what a split holds does not depend on the others.
 
     Raises:
-        CocoaError: the numbers are out of range, or something else stands in `output`.
+        CocoaError: the numbers are out of range, something else stands in `output`, or it cannot be written.
     """
     trained = [name for name in TASKS if not datasets("scenes")[name].ood]
     if pairs < len(trained) or queries < 2:
@@ -73,6 +74,7 @@ def write_scenes(
     shown: dict[Scene, str] = {}
     if _is_there(output, folders, made):
         return
+    check_writable(output, is_folder=True)
     output.mkdir(parents=True, exist_ok=True)
     _mark(output, {"format": FORMAT})
     for folder in folders:
