@@ -9,7 +9,7 @@ from statistics import mean
 import matplotlib.pyplot as plt
 from arms_compared import SMALLEST, compare
 from bridge import PATCHING
-from deciding import ARMS, BACKBONE, COMPARED, PAIRS, RESULTS
+from deciding import ARMS, BACKBONE, COMPARED, HIGH, PAIRS, RESULTS
 from factors import PAIR_COUNTS
 from factors import RESULTS as FACTORS
 from results import read
@@ -41,7 +41,7 @@ def draw_patching(path: Path) -> None:
 def draw_deciding(path: Path) -> None:
     """The difference that decides, and every arm's to contrastive learning alone."""
     rows, found = read(RESULTS), {}
-    for arm, other in (COMPARED, *((arm, "contrastive") for arm in ARMS if arm != "contrastive")):
+    for arm, other in (COMPARED, HIGH, *((arm, "contrastive") for arm in ARMS if arm != "contrastive")):
         if each := compare(rows, arm, other):
             found[f"{arm} less {other}"] = each
     figure, axis = plt.subplots(figsize=(7, 0.4 * len(found) + 1), layout="constrained")

@@ -15,7 +15,7 @@ from statistics import mean, stdev
 import beyond
 from arms_compared import UNSATURATED, bootstrap, compare, paired
 from bridge import DECIDING_NATS, MODELS, NATS, ZERO_SHOT
-from deciding import ARMS, BACKBONE, COMPARED, PAIRS, RESULTS, SIZES, SPREAD, TUNING, TURNS
+from deciding import ARMS, BACKBONE, COMPARED, HIGH, PAIRS, RESULTS, SIZES, SPREAD, TUNING, TURNS
 from factors import OTHER_BACKBONE, OVER_PAIRS, PAIR_COUNTS, found_with
 from mmeb_hours import run_hours, stage_hours
 from nats import CLASSES
@@ -35,6 +35,7 @@ BASELINES = ("full", "published", "contrastive")
 """What every arm of the deciding experiment is compared with."""
 LOOKED_INTO = (
     *(("published", other) for other in ("full", "shuffled", "contrastive")),
+    HIGH,
     *((arm, "contrastive") for arm in ("stage-1", "contrastive-mean")),
     *(("moca", "contrastive-mean"), ("coma", "contrastive-causal")),
 )
