@@ -75,7 +75,7 @@ def list_splits(folder: Path) -> dict[str, list[Shard]]:
 
 
 def read_split(folder: Path, split: str, needed: Sequence[str], optional: Sequence[str]) -> pa.Table:
-    """The columns of one split in shard order; other splits and older files beside it are left alone."""
+    """The columns of one split in shard order; other splits beside it are left alone, two uploads of it an error."""
     shards = list_splits(folder)
     if split not in shards:
         there = ", ".join(sorted(shards)) or "none"

@@ -69,9 +69,12 @@ class Rows(Dataset):
 def let_workers_die() -> None:
     """Let a worker's death be seen where its next batch is asked for, and so be mended.
 
-    torch, once it loads, has it raise wherever the main thread happens to be, in the midst of a step too.
+    torch, once it loads, has it raise wherever the main thread happens to be, in the midst of a step too. Another's
+    handler stays.
     """
-    if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        return
+    if str(getattr(signal.getsignal(signal.SIGCHLD), "__module__", "")).startswith("torch."):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
