@@ -133,9 +133,9 @@ class Floor:
         """Through the vision tower, as if a patch saw all of its image in every layer."""
         config = self.model.config.vision_config
         width = config.embed_dim if self.model.config.model_type == "qwen2_vl" else config.hidden_size
-        tower, merger = self.model.model.visual, self.model.model.visual.merger
-        merged = sum(p.numel() for p in merger.parameters()) / config.spatial_merge_size**2  # of as many fewer rows
-        weights = sum(p.numel() for p in tower.parameters()) - sum(p.numel() for p in merger.parameters()) + merged
+        visual = self.model.model.visual
+        tower, merger = (sum(p.numel() for p in part.parameters()) for part in (visual, visual.merger))
+        weights = tower - merger + merger / config.spatial_merge_size**2  # which has as many fewer rows
         for patches in (len(sample["pixel_values"]) for sample in samples if "pixel_values" in sample):
             self.forward += 2 * patches * weights + 2 * 2 * patches**2 * width * config.depth
 

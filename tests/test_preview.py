@@ -33,7 +33,6 @@ from cocoa.preview_samples import Token, visible
 from cocoa.recipe import parse_recipe
 from cocoa.stage_data import stage_data
 from cocoa.stages.weights import trainable
-from cocoa.wording import duration, percent, short, size
 
 JOINT, BRIDGE, CONTRASTIVE = 0, 1, 2
 
@@ -438,13 +437,6 @@ def test_histogram_bins_and_bars():
     assert shape.bars() == "█  ▃"
     assert Histogram.of([7]).bins == [1]
     assert sum(Histogram.of(list(range(1000))).bins) == 1000
-
-
-def test_numbers_in_words():
-    assert [size(n) for n in (0, 999, 1500, 2.5e9, 3e12)] == ["0 B", "999 B", "1.5 kB", "2.5 GB", "3 TB"]
-    assert [duration(h) for h in (0.001, 0.5, 2.25, 80)] == ["< 1 min", "≈ 30 min", "≈ 2.2 h", "≈ 80 h"]
-    assert [short(x) for x in (0.25, 9.7656, 6000)] == ["0.25", "9.77", "6,000"]
-    assert [percent(p, 1000) for p in (6.7, 630, 1000)] == ["0.67 %", "63 %", "100 %"]
 
 
 def test_what_does_not_print_is_made_visible():

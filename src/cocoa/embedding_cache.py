@@ -7,7 +7,6 @@ processes may write beside each other.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cocoa.files import unfinished, writing
+from cocoa.files import whole, writing
 from cocoa.pairs import Side
 
 KEY_BYTES = 16
@@ -56,8 +55,8 @@ class EmbeddingCache:
         path = self.folder / f"{hashlib.blake2b(b''.join(keys), digest_size=8).hexdigest()}.safetensors"
         with writing(path):
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({"keys": packed, "embeddings": embeddings}, unfinished(path))
-            os.replace(unfinished(path), path)
+            with whole(path) as unfinished:
+                save_file({"keys": packed, "embeddings": embeddings}, unfinished)
 
 
 def fingerprint(*facts: object) -> str:

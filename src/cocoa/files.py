@@ -52,15 +52,21 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def unfinished(path: Path) -> Path:
-    """Where a file is written before it is renamed to `path`; no two writers have the same."""
-    return path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write a file that is renamed to `path` once it is whole, and goes if it never is; each writer's own."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text; the file is there only once it is whole."""
-    unfinished(path).write_text(text, encoding="utf-8")
-    os.replace(unfinished(path), path)
+    with whole(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:

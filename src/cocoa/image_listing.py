@@ -19,7 +19,7 @@ from PIL import UnidentifiedImageError
 
 from cocoa.embedding_cache import content_key
 from cocoa.errors import CocoaError
-from cocoa.files import unfinished
+from cocoa.files import whole
 from cocoa.image_files import OUTSIDE, leaves
 from cocoa.images import load_image, open_image
 from cocoa.pair_files import read_turns
@@ -227,8 +227,8 @@ def _write_image(folder: Path, content: bytes, suffix: str) -> str:
     path = folder / f"{hashlib.blake2b(content, digest_size=16).hexdigest()}.{suffix}"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished(path).write_bytes(content)
-        os.replace(unfinished(path), path)
+        with whole(path) as unfinished:
+            unfinished.write_bytes(content)
     return os.path.abspath(path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cocoa.errors import CocoaError, first_line
-from cocoa.files import unfinished
+from cocoa.files import whole
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -42,8 +41,5 @@ def parquet_batches(path: Path, rows: int, **options: Any) -> Iterator[pa.Record
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a parquet file so that it appears only when whole."""
-    try:
-        pq.write_table(table, unfinished(path))
-        os.replace(unfinished(path), path)
-    finally:
-        unfinished(path).unlink(missing_ok=True)
+    with whole(path) as unfinished:
+        pq.write_table(table, unfinished)

@@ -211,12 +211,15 @@ def _rebuilt(report: Report, sources: Sequence[Source], data: ReportData, missin
         except CocoaError as error:
             failed[joint_reconstruction.NAME] = str(error)
     for run, folder in _last(sources, eos_bridge.NAME, RECORD_NAME):
-        logger.info("rebuilding captions with %s", folder)
         layout = read_record(folder).get("options", {}).get("layout", "published")
+        if layout == "full":
+            failed[eos_bridge.NAME] = (
+                f"stage 2 of {run} cut nothing (layout: full), so that its texts see their pictures"
+            )
+            continue
+        logger.info("rebuilding captions with %s", folder)
         rows = data.rows(eos_bridge.NAME, TEXTS)
         try:
-            if layout == "full":
-                raise CocoaError(f"stage 2 of {run} cut nothing (layout: full), so that its texts see their pictures")
             rebuilt = rebuild_texts(folder, [*rows, *swapped(rows)], layout)
             report = replace(report, texts=rebuilt[: len(rows)], texts_elsewhere=rebuilt[len(rows) :], texts_of=run)
         except CocoaError as error:

@@ -143,29 +143,21 @@ def markdown(result: dict[str, Any]) -> str:
     lines += ["", _row("data set", ["hit@1", "data hash"]), _row("---", ["---:", "---"])]
     lines += [_row(name, [f"{hit:.1f}", hashes.get(name, "")]) for name, hit in result["datasets"].items()]
     bad = result.get("bad_rows", [])
-    if lost := [row for row in bad if row["left_out"]]:
-        lines += [
-            "",
-            f"The scores above leave out {count(len(lost), 'row')} that could not be used:",
-            "",
-            *_named(lost),
-        ]
-    if shorter := [row for row in bad if not row["left_out"]]:
-        lines += [
-            "",
-            f"{count(len(shorter), 'wrong candidate')} could not be used, and left the lists:",
-            "",
-            *_named(shorter),
-        ]
+    lost = [row for row in bad if row["left_out"]]
+    shorter = [row for row in bad if not row["left_out"]]
+    lines += _named(f"The scores above leave out {count(len(lost), 'row')} that could not be used:", lost)
+    lines += _named(f"{count(len(shorter), 'wrong candidate')} could not be used, and left the lists:", shorter)
     if result.get("shortened"):
         lines += ["", f"Shortened to fit into {result['max_length']} tokens: {count(result['shortened'], 'text')}."]
     lines += ["", *[f"- {key}: `{result[key]}`" for key in ("data", *ABOUT) if key != "recipe" and result.get(key)]]
     return "\n".join(lines) + "\n"
 
 
-def _named(bad: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The first of the rows that could not be used, or not whole."""
-    lines = [f"- {row['dataset']}, row {row['row']}: {row['reason']}" for row in bad[:BAD_ROWS_SHOWN]]
+def _named(what: str, bad: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence on rows that could not be used, or not whole, and the first of them; nothing where there are none."""
+    if not bad:
+        return []
+    lines = ["", what, "", *(f"- {row['dataset']}, row {row['row']}: {row['reason']}" for row in bad[:BAD_ROWS_SHOWN])]
     return lines + [f"- and {len(bad) - BAD_ROWS_SHOWN} more, in summary.json"] * (len(bad) > BAD_ROWS_SHOWN)
 
 

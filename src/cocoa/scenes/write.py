@@ -7,7 +7,6 @@ second one. The same seed and numbers give the same bytes.
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 from collections.abc import Hashable, Sequence
@@ -21,7 +20,7 @@ from rich.progress import track
 from cocoa.catalogue import CONTENT, NEGATIVE_COLUMNS, TRAIN_COLUMNS, datasets
 from cocoa.dialogue_files import FILE_NAME, write_dialogues_file
 from cocoa.errors import CocoaError
-from cocoa.files import check_writable
+from cocoa.files import check_writable, write_text
 from cocoa.inputs import IMAGE_MARKER
 from cocoa.scenes.dialogues import training_dialogue
 from cocoa.scenes.language import STYLES, caption
@@ -91,9 +90,7 @@ def write_scenes(
 
 
 def _mark(output: Path, made: dict[str, Any]) -> None:
-    unfinished = output / f"{MARK}.tmp"
-    unfinished.write_text(json.dumps(made), encoding="utf-8")
-    os.replace(unfinished, output / MARK)
+    write_text(output / MARK, json.dumps(made))
 
 
 def _is_there(output: Path, folders: Sequence[Path], made: dict[str, Any]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from cocoa.files import unfinished
+from cocoa.files import write_text
 
 
 class MetricsFile(TrainerCallback):
@@ -40,8 +39,7 @@ class MetricsFile(TrainerCallback):
                 kept.append(line)
                 self.there |= {_key(line)} if own else set()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished(self.path).write_text("".join(map(_text, kept)), encoding="utf-8")
-        os.replace(unfinished(self.path), self.path)
+        write_text(self.path, "".join(map(_text, kept)))
 
     def on_log(
         self,
