@@ -15,6 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cocoa.dora import compute_leanly
 from cocoa.errors import CocoaError, first_line
 
 TEXT_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -119,6 +120,7 @@ def add_adapters(model: PreTrainedModel, lora: Lora, trainable_tokens: list[int]
             adapters = get_peft_model(model, config)
     except ValueError as error:
         raise CocoaError(f"lora: {first_line(error)}") from error
+    compute_leanly(model)
     if whole:
         embeddings, dtype = model.get_input_embeddings(), model.dtype
         embeddings.weight.data = embeddings.weight.data.float()  # updates are too small for bfloat16
@@ -136,7 +138,8 @@ def merge_adapters(adapters: PeftModel, folder: Path) -> PreTrainedModel:
     """Save the adapters to `folder` and fold them into the weights, in float32.
 
     Returns:
-        The stock model in float32; the caller rounds it once, to the dtype it saves.
+        The stock model in float32, on the CPU, since a GPU that trains it need not hold that; the caller rounds it
+        once, to the dtype it saves.
     """
     adapters.save_pretrained(folder)
-    return adapters.to(torch.float32).merge_and_unload()
+    return adapters.to("cpu", torch.float32).merge_and_unload()

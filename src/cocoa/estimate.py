@@ -35,13 +35,13 @@ ASSUMPTIONS = (
 KEPT: dict[tuple[Layer, Tuning], dict[int, tuple[int, int]]] = {
     ("text", "full"): {4: (40, 16), 2: (34, 8)},
     ("text", "lora"): {4: (72, 20), 2: (52, 12)},
-    ("text", "dora"): {4: (100, 36), 2: (66, 20)},
+    ("text", "dora"): {4: (88, 28), 2: (48, 14)},
     ("qwen2_vl", "full"): {4: (44, 8), 2: (22, 4)},
     ("qwen2_vl", "lora"): {4: (48, 12), 2: (28, 8)},
-    ("qwen2_vl", "dora"): {4: (80, 20), 2: (44, 12)},
+    ("qwen2_vl", "dora"): {4: (64, 16), 2: (32, 8)},
     ("qwen2_5_vl", "full"): {4: (52, 16), 2: (32, 8)},
     ("qwen2_5_vl", "lora"): {4: (56, 20), 2: (38, 12)},
-    ("qwen2_5_vl", "dora"): {4: (88, 36), 2: (54, 20)},
+    ("qwen2_5_vl", "dora"): {4: (72, 28), 2: (40, 14)},
 }
 """Bytes that autograd keeps a token and layer, for each unit of width and of MLP width.
 
@@ -180,7 +180,8 @@ def stage_memory(
         whole: bytes of weights that a device has beside its share; see `whole_bytes`.
     """
     stream_bytes = TRAINED_BYTES if tuning == "full" else element_bytes
-    activations = inputs = largest_layer = 0
+    lowered = tuning == "full" and element_bytes < TRAINED_BYTES  # autocast keeps its copies for the backward pass
+    activations, inputs, largest_layer = trained * element_bytes * lowered, 0, 0
     for stack in stacks:
         tokens = rows_at_once * stack.longest
         if not stack.layers or not stack.reached:
