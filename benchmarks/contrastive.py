@@ -13,9 +13,10 @@ import argparse
 import rounds
 import torch
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
-from shapes import Floor, build_for, pairs_like_mmeb
+from shapes import Floor, build_for, pairs_like_mmeb, prepared
 
 from cocoa.account import peak_bytes
+from cocoa.architectures import batch_vision_attention
 from cocoa.checkpoint import as_sentence_transformer
 from cocoa.contrastive_loss import cached_loss, info_nce
 from cocoa.inputs import ImageBudget
@@ -36,7 +37,8 @@ def measure(args: argparse.Namespace) -> rounds.Measured:
     encoded = [dataset[row] for row in range(len(pairs))]
     before = peak_bytes(device)
     if args.path == "ours":
-        model = PackedEmbedder(backbone).train()
+        batch_vision_attention(backbone.model)
+        model = prepared(PackedEmbedder(backbone), device)
         batch = collate(encoded, backbone, args.tokens_per_pass)
         ids, places = batch["ids"].to(device), batch["places"].to(device)
 
@@ -48,7 +50,7 @@ def measure(args: argparse.Namespace) -> rounds.Measured:
             return loss.item()
 
     else:
-        theirs = as_sentence_transformer(backbone).train()
+        theirs = prepared(as_sentence_transformer(backbone), device)
         cached = CachedMultipleNegativesRankingLoss(theirs, scale=1 / TEMPERATURE, mini_batch_size=args.mini_batch_size)
         columns = [
             [backbone.messages(side) for side in column]

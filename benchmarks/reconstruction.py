@@ -2,7 +2,8 @@
 
     python benchmarks/reconstruction.py [--shape middle] [--samples 8] [--longest 600] [--layout published]
 
-Forward and backward pass of the same samples with the same weights, all of them trained.
+Forward and backward pass of the same samples with the same weights, all of them trained; what a data loader's workers
+make of the samples is made before.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import argparse
 
 import reference
 import rounds
-from shapes import Floor, bridge_samples, build_for
+import torch
+from shapes import Floor, bridge_samples, build_for, prepared
 
 from cocoa.account import peak_bytes
+from cocoa.architectures import batch_vision_attention
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.packing import by_length, pack
 from cocoa.stages.reconstruction import Reconstructor
@@ -22,28 +25,31 @@ from cocoa.stages.reconstruction import Reconstructor
 def measure(args: argparse.Namespace) -> rounds.Measured:
     """One path: seconds a step, peak memory, loss."""
     backbone = build_for(args)
-    device, dtype = backbone.model.device, backbone.model.dtype
+    device = backbone.model.device
     samples = bridge_samples(backbone, args.samples, args.longest)
     before = peak_bytes(device)
     if args.path == "ours":
-        model = Reconstructor(backbone).train()
+        batch_vision_attention(backbone.model)
+        model = prepared(Reconstructor(backbone), device)
         count = sum(int((sample["labels"] != IGNORE_INDEX).sum()) for sample in samples)
+        parts = by_length(samples, args.tokens_per_pass)
+        rows = [pack([samples[place] for place in part], backbone, args.layout) for part in parts]
 
         def step() -> float:
-            total = 0.0
-            for part in by_length(samples, args.tokens_per_pass):
-                row = pack([samples[place] for place in part], backbone, args.layout)
+            losses = []
+            for row in rows:
                 moved = {name: value.to(device) for name, value in row.items()}
-                loss = model(**moved | {"pixel_values": moved["pixel_values"].to(dtype)})["token"][0] / count
+                loss = model(**moved)["token"][0] / count
                 loss.backward()
-                total += loss.item()
-            return total
+                losses.append(loss.detach())
+            return torch.stack(losses).sum().item()
 
     else:
         backbone.model.train()
+        batch = reference.collate(backbone, samples)
 
         def step() -> float:
-            loss = reference.bridge_loss(backbone, samples, args.layout)
+            loss = reference.bridge_loss(backbone, batch, args.layout)
             loss.backward()
             return loss.item()
 

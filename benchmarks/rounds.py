@@ -17,7 +17,7 @@ from cocoa.checkpoint import versions
 
 Measured = dict[str, float]
 """`seconds` of a step, `memory` above the weights in MiB, `loss`, real `tokens`; the step's `operations` and `bytes`,
-and how many of each the machine does in a second (`rate`, `bandwidth`), measured."""
+how many of each the machine does in a second (`rate`, `bandwidth`), measured; `mfu`, the share of its rate."""
 
 
 def measured(
@@ -37,14 +37,16 @@ def measured(
     loss = step()
     seconds = median_seconds(step, device, args.repeats)
     peak = peak_bytes(device)  # before the machine is measured
+    operations, rate = (3 if args.adapters == "none" else 2) * work.forward, matmul_rate(device)
     return {
         "seconds": seconds,
         "memory": (peak - before) / 2**20,
         "loss": loss,
         "tokens": work.tokens,
-        "operations": (3 if args.adapters == "none" else 2) * work.forward,
+        "operations": operations,
         "bytes": work.bytes(),
-        "rate": matmul_rate(device, backbone.model.dtype),
+        "rate": rate,
+        "mfu": operations / rate / seconds,
         "bandwidth": bandwidth(device),
     }
 
@@ -60,6 +62,7 @@ def run(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace],
     parser.add_argument("--adapters", choices=ADAPTERS, default="none", help="none trains all weights")
     parser.add_argument("--tokens-per-pass", type=int, default=16_384, help="of ours")
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--by-length", action="store_true", help="attention in a call for each length, on a GPU too")
     parser.add_argument("--compile", action="store_true", help="torch.compile of the text model's layers")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
@@ -84,8 +87,7 @@ def run(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace],
         f"{ours['bytes'] / 1e9:.2f} GB, {moved:.2f} s"
     )
     for path, each in (("ours", ours), ("reference", theirs)):
-        share = each["operations"] / each["rate"] / each["seconds"]
-        told = f"{each['seconds']:6.2f} s a step, {each['memory']:7.0f} MiB above the weights, MFU {share:.0%}"
+        told = f"{each['seconds']:6.2f} s a step, {each['memory']:7.0f} MiB above the weights, MFU {each['mfu']:.0%}"
         print(f"{path:>9}: {told}")
     faster, memory = theirs["seconds"] / ours["seconds"], ours["memory"] / theirs["memory"]
     print(f"    ratio: {faster:.2f} x faster, {memory:.2f} x the memory")

@@ -8,13 +8,15 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoProcessor
 
+from cocoa import varlen
 from cocoa.adapters import Lora, add_adapters
 from cocoa.architectures import MODEL_CLASSES, load_config, locate
 from cocoa.backbone import Backbone, budget_of
@@ -75,8 +77,13 @@ def build(shape: Shape, device: torch.device, dtype: torch.dtype = torch.float32
         vision.fullatt_block_indexes = [7, 15, 23, 31]
     text.is_causal = config.is_causal = False
     torch.manual_seed(0)
-    with torch.device(device):
-        model = MODEL_CLASSES[shape.model_type](config).to(dtype)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = MODEL_CLASSES[shape.model_type](config)
+    finally:
+        torch.set_default_dtype(before)
     processor = AutoProcessor.from_pretrained(source)
     prepare_processor(processor, source)
     add_tokens(model.get_input_embeddings().weight, processor.tokenizer, [MASK_TOKEN], source)
@@ -84,19 +91,44 @@ def build(shape: Shape, device: torch.device, dtype: torch.dtype = torch.float32
 
 
 def build_for(args: argparse.Namespace) -> Backbone:
-    """The backbone of a benchmark's options, with adapters in place: on a GPU in bfloat16 where there is one."""
+    """The backbone of a benchmark's options, with adapters in place, as the stages train it.
+
+    On a GPU where there is one: in bfloat16 under adapters, which are float32, else in float32 (see `precision`).
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backbone = build(SHAPES[args.shape], device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    lowered = device.type == "cuda" and args.adapters != "none"
+    backbone = build(SHAPES[args.shape], device, torch.bfloat16 if lowered else torch.float32)
     if args.adapters != "none":
         vision = {"qwen2_vl": ("qkv", "fc1", "fc2"), "qwen2_5_vl": ("qkv", "gate_proj", "up_proj", "down_proj")}
         lora = Lora(dora=args.adapters == "dora", vision=vision[backbone.model.config.model_type])
         add_adapters(backbone.model, lora, [])
+    if args.by_length:
+        varlen.works = lambda query, key: False
     if args.checkpointing:
         backbone.model.activation_checkpointing_enable()
     if args.compile:
         for layer in backbone.model.model.language_model.layers:
             layer.compile(dynamic=True)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # what building took is not what a step takes
     return backbone
+
+
+def precision(device: torch.device) -> torch.autocast:
+    """What models compute in: bfloat16 on a GPU, as the recipes of real size, float32 elsewhere."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def prepared(model: nn.Module, device: torch.device) -> nn.Module:
+    """A model for training, whose forward pass alone is in lower precision, as accelerate prepares one."""
+    forward = model.forward
+
+    def computed(*args: Any, **kwargs: Any) -> Any:
+        with precision(device):
+            return forward(*args, **kwargs)
+
+    model.forward = computed
+    return model.train()
 
 
 class Floor:
@@ -209,8 +241,9 @@ def pairs_like_mmeb(count: int, longest: int, seed: int = 0) -> list[Pair]:
     return pairs
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+def matmul_rate(device: torch.device) -> float:
     """Measured operations a second of one large product: what the machine can do."""
+    size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (2048, torch.float32)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return 2 * size**3 / median_seconds(lambda: a @ b, device, 5)
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from cocoa import varlen
+
 BridgeLayout = Literal["published", "strict", "full"]
 BRIDGE_LAYOUTS: tuple[str, ...] = get_args(BridgeLayout)
 CHUNKED = "chunked_as_flash"
@@ -114,11 +116,12 @@ def chunked_attention(
     value: Tensor,
     attention_mask: None,
     cu_seq_lens_q: Tensor,
+    max_length_q: int,
     scaling: float | None = None,
     dropout: float = 0.0,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Vision attention within chunks (images, windows), all chunks of a length in one call.
+    """Vision attention within chunks (images, windows), all of them in one call, or all of one length in one.
 
     Args:
         module: not used.
@@ -126,20 +129,27 @@ def chunked_attention(
         key: as query.
         value: as query.
         attention_mask: not used: a token sees all of its chunk and nothing else.
-        cu_seq_lens_q: (chunks + 1,) where each chunk starts, and N.
+        cu_seq_lens_q: (chunks + 1,) where each chunk starts, and N; int32.
+        max_length_q: tokens of the longest chunk.
         scaling: of the scores, 1 / sqrt(D) if None.
         dropout: of the attention weights.
 
     Returns:
         (1, N, H, D), and no weights.
     """
+    q, k, v = varlen.lowered(*(each[0].transpose(0, 1) for each in (query, key, value)))  # (N, H, D)
+    if not dropout and varlen.works(q, k):
+        chunks = varlen.Spans(cu_seq_lens_q, int(max_length_q))
+        return varlen.attend(q, k, v, chunks, chunks, scale=scaling)[None], None
     starts, lengths = cu_seq_lens_q[:-1], cu_seq_lens_q.diff()
     rows, parts = [], []
     for length in lengths.unique().tolist():
         same = (starts[lengths == length][:, None] + torch.arange(length, device=query.device)).flatten()
         rows.append(same)
-        q, k, v = (x[0].index_select(1, same).unflatten(1, (-1, length)).transpose(0, 1) for x in (query, key, value))
-        attended = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
+        own_q, own_k, own_v = (
+            each.index_select(0, same).unflatten(0, (-1, length)).transpose(1, 2) for each in (q, k, v)
+        )
+        attended = nn.functional.scaled_dot_product_attention(own_q, own_k, own_v, dropout_p=dropout, scale=scaling)
         parts.append(attended.transpose(1, 2).flatten(0, 1))  # (chunks, H, L, D) -> (chunks * L, H, D)
     return torch.cat(parts).index_select(0, torch.cat(rows).argsort())[None], None
 

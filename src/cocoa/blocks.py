@@ -1,7 +1,8 @@
 """Attention block by block: the layouts of `cocoa.attention`, without a mask and without the scores they forbid.
 
 Inputs stand one after another in one row of tokens, without padding. A layout is a list of blocks: queries that lie
-together, and the keys, together too, that all of them see. Blocks of one size are computed in one call.
+together, and the keys, together too, that all of them see. Blocks of one size are computed in one call, and all of them
+where there is a kernel for it (`cocoa.varlen`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from cocoa import varlen
 from cocoa.attention import BridgeLayout
 
 IN_BLOCKS = "in_blocks"
@@ -87,10 +89,34 @@ def spans(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
         start += length
 
 
+class InTurn(NamedTuple):
+    """A layout as one call of `cocoa.varlen.attend` takes it: the blocks in the order of their queries.
+
+    Attributes:
+        queries: of each block.
+        keys: of each block.
+        places: (keys,) of the keys in the row; None where they are the row itself.
+        causal: all blocks are.
+    """
+
+    queries: varlen.Spans
+    keys: varlen.Spans
+    places: Tensor | None
+    causal: bool
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> InTurn:
+        """Moved to a device."""
+        places = None if self.places is None else self.places.to(device, non_blocking=non_blocking)
+        queries, keys = (each.to(device, non_blocking) for each in self[:2])
+        return InTurn(queries, keys, places, self.causal)
+
+
 class Layout:
     """Who attends to whom in a row: blocks whose queries are every place of it once, in any order."""
 
     def __init__(self, blocks: Sequence[Block]) -> None:
+        self.in_turn = _in_turn(sorted(blocks))
+        """None where some blocks are causal and others not."""
         alike: dict[tuple[int, int, bool], list[Block]] = defaultdict(list)
         for block in blocks:
             queries, keys = (end - start for start, end in block[:2])
@@ -109,7 +135,20 @@ class Layout:
         for name in ("queries", "keys", "back"):
             places = getattr(self, name)
             setattr(self, name, None if places is None else places.to(device, non_blocking=non_blocking))
+        if self.in_turn is not None:
+            self.in_turn = self.in_turn.to(device, non_blocking)
         return self
+
+
+def _in_turn(blocks: Sequence[Block]) -> InTurn | None:
+    causal = {block.causal for block in blocks}
+    if len(causal) > 1:
+        return None
+    queries, keys = (
+        [end - start for start, end in spans] for spans in zip(*(block[:2] for block in blocks), strict=True)
+    )
+    places = _places([block.keys for block in blocks])
+    return InTurn(varlen.spans_of(queries), varlen.spans_of(keys), places, causal.pop())
 
 
 def _places(spans: Sequence[tuple[int, int]]) -> Tensor | None:
@@ -136,9 +175,13 @@ def attend(
     """
     if not isinstance(attention_mask, Layout):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    layout = attention_mask
-    q = _taken(query[0].transpose(0, 1), layout.queries)  # (N, H, D)
-    k, v = (_taken(each[0].transpose(0, 1), layout.keys) for each in (key, value))
+    layout, scale, dropout = attention_mask, options.get("scaling"), options.get("dropout", 0.0)
+    q, k, v = varlen.lowered(*(each[0].transpose(0, 1) for each in (query, key, value)))  # (N, H, D)
+    turn = layout.in_turn
+    if turn is not None and not dropout and varlen.works(q, k):
+        k, v = (_taken(each, turn.places) for each in (k, v))
+        return varlen.attend(q, k, v, turn.queries, turn.keys, turn.causal, scale)[None], None
+    q, k, v = _taken(q, layout.queries), _taken(k, layout.keys), _taken(v, layout.keys)
     q_sizes = [count * queries for count, queries, _, _ in layout.groups]
     k_sizes = [count * keys for count, _, keys, _ in layout.groups]
     parts = []
@@ -151,9 +194,9 @@ def attend(
             own_k,
             own_v,
             attn_mask=causal_lower_right(queries, keys) if causal and queries < keys else None,
-            dropout_p=options.get("dropout", 0.0),
+            dropout_p=dropout,
             is_causal=causal and queries == keys,
-            scale=options.get("scaling"),
+            scale=scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
         parts.append(found.transpose(1, 2).flatten(0, 1))  # (count * T, H, D)
