@@ -92,6 +92,32 @@ def test_blocks_give_the_dense_mask_s_losses_and_gradients(tiny_backbone, model_
         torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
+def test_a_tied_head_needs_no_rows_that_are_excluded(tiny_backbone):
+    """peft wraps it, to put the trained rows of the mask token into it."""
+    backbone = tiny_backbone()
+    toy.with_adapters(backbone, dropout=0.0)
+    model, samples, _ = reconstructor(backbone, "published")
+    wrapped, found = model.model.lm_head, []
+    assert hasattr(wrapped, "original_module")
+    for head in (wrapped, Through(wrapped)):
+        model.model.lm_head = head
+        loss = model(**pack(samples, backbone))["token"][0]
+        found.append([loss, *torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+class Through(torch.nn.Module):
+    """A head with peft's wrapper in the way."""
+
+    def __init__(self, wrapped):
+        super().__init__()
+        self.wrapped, self.weight = [wrapped], wrapped.original_module.weight
+
+    def forward(self, states):
+        return self.wrapped[0](states)
+
+
 @pytest.mark.parametrize("stage", ["joint", "published", "compression"])
 def test_a_row_gives_what_its_samples_give_alone(tiny_backbone, stage):
     model, samples, backbone = reconstructor(tiny_backbone(), stage)

@@ -105,6 +105,13 @@ def test_the_weights_are_shared_with_the_backbone_in_memory(tiny_backbone):
     assert len(list(model.parameters())) == len(list(backbone.model.model.parameters()))
 
 
+def test_the_backbone_stays_on_its_device(tiny_backbone, monkeypatch):
+    """Where there is a GPU, sentence-transformers would move it there."""
+    monkeypatch.setattr("sentence_transformers.base.model.get_device_name", lambda: "meta")
+    backbone = tiny_backbone()
+    assert as_sentence_transformer(backbone).device.type == backbone.model.device.type == "cpu"
+
+
 def test_transformers_reads_it_with_its_head(checkpoint):
     backbone, folder = checkpoint
     loaded, report = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)

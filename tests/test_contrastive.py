@@ -271,3 +271,11 @@ def test_content_ids_are_of_text_and_image_alone():
         Side("", "text").content_id(),
     }
     assert len(others | {same}) == 4 and all(0 <= i < 2**63 for i in others)
+
+
+def test_held_out_rows_are_embedded_in_the_precision_of_training(tiny_backbone, tmp_path):
+    trainer = ContrastiveTrainer(
+        tiny_backbone(), arguments(ContrastiveArguments, tmp_path, bf16=True, max_steps=1), toy_pairs(8)
+    )
+    trainer.evaluator = lambda: {"autocast": float(torch.is_autocast_enabled("cpu"))}
+    assert trainer.evaluate() == {"eval_autocast": 1.0}

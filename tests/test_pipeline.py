@@ -343,3 +343,16 @@ def test_killed_in_the_second_stage_and_run_again_equals_never_killed(tiny_backb
     assert same(weights(output / "final"), weights(whole))
     tokens = [[stage["tokens"] for stage in stages_of(read_record(final))] for final in (output / "final", whole)]
     assert tokens[0] == tokens[1] and len(tokens[0]) == 3
+
+
+def test_processes_wait_for_each_other_as_long_as_the_recipe_says(
+    tiny_backbone_path, photo_data, tmp_path, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(pipeline, "this_process", lambda timeout: asked.append(timeout) or 1 / 0)
+    content = short_recipe(tiny_backbone_path(), photo_data, tmp_path / "run")
+    for seconds in (None, 7200):
+        content["stages"][1]["eos_bridge"] |= {"ddp_timeout": seconds} if seconds else {}
+        with pytest.raises(ZeroDivisionError):
+            train(parse_recipe(content))
+    assert asked == [1800, 7200]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sentence_transformers.base.modules.transformer import Transformer
 from toy import arguments, content_rows, dialogues, prepared, toy_pairs, with_adapters
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from cocoa.checkpoint import as_sentence_transformer
 from cocoa.embedding import Embedder
@@ -139,6 +139,16 @@ def test_mistakes_in_batch_sizes():
         arguments(contrastive.ContrastiveArguments, "unused", batch_size=16, sub_batch_size=5)
     with pytest.raises(CocoaError, match="batch_size 10 does not divide by 1 devices x 4 accumulation steps"):
         arguments(StageArguments, "unused", batch_size=10, gradient_accumulation_steps=4)
+
+
+def test_of_several_gpus_a_process_uses_one_and_says_so(monkeypatch, caplog):
+    def found(self):
+        self._n_gpu, self.distributed_state = 4, None
+        return torch.device("cpu")
+
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(found))
+    assert arguments(StageArguments, "unused").n_gpu == 1
+    assert "training on one of 4 GPUs; for all of them start with `accelerate launch`" in caplog.text
 
 
 @pytest.mark.slow

@@ -164,7 +164,8 @@ def as_sentence_transformer(backbone: Backbone, plain: bool = False) -> Sentence
         if plain:
             (Path(folder) / "chat_template.jinja").write_text(_PLAIN_TEMPLATE, encoding="utf-8")
         transformer = LoadedTransformer.load(folder)
-    return SentenceTransformer(modules=[transformer, *_pooling(backbone)]).to(backbone.model.device)
+    modules, device = [transformer, *_pooling(backbone)], str(backbone.model.device)
+    return SentenceTransformer(modules=modules, device=device)  # which by itself would move the model to a GPU
 
 
 def _pooling(backbone: Backbone) -> list[Module]:

@@ -270,6 +270,7 @@ def main() -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported, which nothing has done yet
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # on a GPU: every pass has another size
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else waiting threads take the cores that others' work needs
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("cocoa").setLevel(level)

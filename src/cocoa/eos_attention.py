@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cocoa.backbone import Backbone, load_backbone
 from cocoa.checkpoint import form_of, read_record, trained_length
+from cocoa.failures import WITHOUT_GPU, explained
 from cocoa.inputs import MAX_LENGTH, ImageBudget
 from cocoa.pairs import Side
 from cocoa.preview_pictures import picture_of
@@ -55,6 +56,7 @@ class EosAttention:
     models: dict[str, list[AttentionMap]]
 
 
+@explained(WITHOUT_GPU)
 def eos_attention(models: Mapping[str, str | Path], sides: Sequence[Side], images: ImageBudget) -> list[EosAttention]:
     """Run a few inputs through several models and see where EOS looks.
 

@@ -15,7 +15,8 @@ from cocoa.backbone import Backbone
 from cocoa.errors import CocoaError
 from cocoa.pairs import Side
 
-IMAGES_AT_ONCE = 256
+PATCHES_AT_ONCE = 2**16
+"""Some 64 images of 256 tokens: a tower of real size takes 4 GB for them."""
 
 
 @torch.no_grad()
@@ -44,9 +45,14 @@ def keep_features(backbone: Backbone, sides: Iterable[Side], progress: bool = Fa
     }
     pixels = {image: kept for (_, image), kept in own.items() if "pixel_values" in kept}
     fresh = [image for image in pixels if image not in features]
-    starts = range(0, len(fresh), IMAGES_AT_ONCE)
-    for start in track(starts, "vision features", disable=not (progress and sys.stderr.isatty())):
-        part = fresh[start : start + IMAGES_AT_ONCE]
+    parts, room = list[list[Any]](), 0
+    for image in fresh:
+        room -= len(pixels[image]["pixel_values"])
+        if room < 0:
+            parts.append([])
+            room = PATCHES_AT_ONCE - len(pixels[image]["pixel_values"])
+        parts[-1].append(image)
+    for part in track(parts, "vision features", disable=not (progress and sys.stderr.isatty())):
         batch = torch.cat([pixels[image]["pixel_values"] for image in part]).to(backbone.model.device)
         grids = torch.cat([pixels[image]["image_grid_thw"] for image in part]).to(backbone.model.device)
         found = backbone.model.model.get_image_features(backbone.pixels.values(batch), grids).pooler_output

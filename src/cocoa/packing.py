@@ -147,7 +147,7 @@ class PackedEmbedder(nn.Module):
     ) -> Tensor:
         states = final_states(self.model, self.pixels, input_ids, position_ids, attention, images)[0]
         if self.whole:
-            vectors = torch.segment_reduce(states.float(), "mean", lengths=lengths)
+            vectors = torch.segment_reduce(states.float(), "mean", lengths=lengths, unsafe=True)  # looks at no lengths
         else:
             back = torch.arange(self.ending, 0, -1, device=lengths.device)
             vectors = states[lengths.cumsum(0)[:, None] - back].float().mean(1)  # of (B, ending, D)

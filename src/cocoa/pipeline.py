@@ -22,7 +22,7 @@ from cocoa.checkpoint import recorded_form
 from cocoa.errors import CocoaError
 from cocoa.inputs import room
 from cocoa.output_folder import claim, is_done, owned
-from cocoa.processes import this_process
+from cocoa.processes import WAIT_FOR_OTHERS, this_process
 from cocoa.recipe import Recipe, Stage
 from cocoa.run_folder import LOGS, METRICS_NAME, explain
 from cocoa.sources import list_sources
@@ -65,7 +65,8 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
         >>> cocoa.train(cocoa.load_recipe("recipe.yaml")).as_posix()
         'run/final'
     """
-    state = this_process()
+    waits = [stage.options.get("ddp_timeout") for stage in recipe.stages]
+    state = this_process(max((each for each in waits if isinstance(each, int)), default=WAIT_FOR_OTHERS))
     with owned(recipe.output_dir, state.is_main_process):
         folders = enumerate(stage_folders(recipe), 1)
         done = [is_done(folder, recipe.settings(stages), accept_changes) for stages, folder in folders]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,13 +28,20 @@ WORKERS = min(4, os.cpu_count() or 1)
 """Threads of a process that read files."""
 LOG_EVERY = 30.0
 """Seconds between two log lines where there is no terminal."""
+WAIT_FOR_OTHERS = 1800.0
+"""Seconds that processes wait for each other, as transformers has it (`ddp_timeout`)."""
 WAIT = 0.5
 """Seconds between two looks at what other processes have written."""
 
 
-def this_process() -> PartialState:
-    """This process among those of the run, in the group that the trainers use as well (without a GPU, gloo)."""
-    return PartialState(cpu=not torch.cuda.is_available() and "LOCAL_RANK" in os.environ)
+def this_process(timeout: float = WAIT_FOR_OTHERS) -> PartialState:
+    """This process among those of the run, in the group that the trainers use as well (without a GPU, gloo).
+
+    Args:
+        timeout: seconds that processes wait for each other; the first call, which makes the group, decides.
+    """
+    cpu = not torch.cuda.is_available() and "LOCAL_RANK" in os.environ
+    return PartialState(cpu=cpu, timeout=timedelta(seconds=timeout))
 
 
 def leave() -> None:

@@ -21,6 +21,7 @@ from cocoa.backbone import Backbone, load_backbone
 from cocoa.checkpoint import read_record, trained_length
 from cocoa.corruption import IGNORE_INDEX, row_generator
 from cocoa.errors import CocoaError
+from cocoa.failures import WITHOUT_GPU, explained
 from cocoa.inputs import ImageBudget
 from cocoa.packing import pack
 from cocoa.pairs import ContentPair, Side
@@ -92,6 +93,7 @@ class RebuiltText:
         return self.tokens_right / self.tokens
 
 
+@explained(WITHOUT_GPU)
 def rebuild_images(
     folder: str | Path,
     rows: Sequence[ContentPair],
@@ -138,6 +140,7 @@ def rebuild_images(
     return found
 
 
+@explained(WITHOUT_GPU)
 def rebuild_texts(
     folder: str | Path, rows: Sequence[ContentPair], layout: BridgeLayout = "published", batch_size: int = 16
 ) -> list[RebuiltText]:

@@ -63,7 +63,7 @@ def predict_tokens(
     targets = labels[rows, positions]  # (M,)
     states = hidden_states[rows, before if shifted else positions]  # (M, D)
     at_once = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
-    score = partial(_score, head, list(excluded_ids))
+    score = partial(_score, head, torch.tensor(excluded_ids, device=states.device))
     if len(states) > at_once and torch.is_grad_enabled():  # logits are computed again in the backward pass
         score = partial(checkpoint, score, use_reentrant=False)
     parts = [score(*part) for part in zip(states.split(at_once), targets.split(at_once), strict=True)]
@@ -71,10 +71,9 @@ def predict_tokens(
     return TokenPrediction(losses, likeliest == targets, rows, positions, likeliest)
 
 
-def _score(head: Any, excluded: list[int], states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _score(head: Any, excluded: Tensor, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """(M,) losses and likeliest ids."""
-    logits = head(states).float()  # (M, V)
-    logits[:, excluded] = float("-inf")
+    logits = head(states).float().index_fill_(1, excluded, float("-inf"))  # (M, V)
     return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1)
 
 

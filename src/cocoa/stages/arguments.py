@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, fields
+from functools import cache
 
 import torch
 from transformers import TrainingArguments
@@ -13,6 +15,8 @@ from cocoa.bad_rows import POLICIES
 from cocoa.errors import CocoaError
 from cocoa.inputs import MAX_LENGTH
 from cocoa.stages.sharding import check_strategy
+
+logger = logging.getLogger(__name__)
 
 _REFUSED = {
     "load_best_model_at_end": "a stage ends with its last weights",
@@ -76,10 +80,8 @@ class StageArguments(TrainingArguments):
                 raise CocoaError(f"{field.name}: {_REFUSED[field.name]}; leave it out")
         super().__post_init__()
         if self.n_gpu > 1:
-            raise CocoaError(
-                "several GPUs in one process are not supported: start with `accelerate launch` or `torchrun`, "
-                "or set CUDA_VISIBLE_DEVICES to one"
-            )
+            _say_once(f"training on one of {self.n_gpu} GPUs; for all of them start with `accelerate launch`")
+            self._n_gpu = 1  # else the library splits batches over them by threads
         self.dataloader_pin_memory &= torch.cuda.is_available()  # else the library warns for every loader
         check_range("tokens_per_pass", self.tokens_per_pass, 0)
         check_range("max_bad_share", self.max_bad_share, 0, 1)
@@ -101,6 +103,11 @@ class StageArguments(TrainingArguments):
     def new_tokens(self, backbone: Backbone) -> list[int]:
         """Ids of the tokens that the stage brings in, whose rows adapters train too: the compression tokens, if any."""
         return backbone.compression_token_ids
+
+
+@cache
+def _say_once(message: str) -> None:
+    logger.warning(message)
 
 
 def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:

@@ -254,7 +254,7 @@ class ContrastiveTrainer(StageTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """In-pool hit@1 on the held-out pairs."""
-        with gathered_root(self.model):
+        with gathered_root(self.model), self.accelerator.autocast():
             metrics = {f"eval_{name}": score for name, score in self.evaluator().items()}
         self.log(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

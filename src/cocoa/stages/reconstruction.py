@@ -79,7 +79,9 @@ class Reconstructor(nn.Module):
             **others: the images, as `cocoa.packing.final_states` takes them, and what else a batch holds.
         """
         hidden_states = final_states(self.model.model, self.pixels, input_ids, position_ids, attention, others)
-        tokens = predict_tokens(hidden_states, self.model.lm_head, labels, self._excluded_ids, self.shifted)
+        head = self.model.lm_head  # peft puts rows into a tied one that are trained: those that are excluded
+        head = getattr(head, "original_module", head)
+        tokens = predict_tokens(hidden_states, head, labels, self._excluded_ids, self.shifted)
         if self.patch_decoder is None:
             return Prediction(tokens, None)
         assert hidden_units is not None
@@ -98,11 +100,11 @@ class Reconstructor(nn.Module):
             first token of block B, decoded from the final state of EOS itself).
         """
         tokens, pixels = self.predict(labels=labels, **batch)
-        count = torch.tensor(len(tokens.losses), device=labels.device)
+        count = labels.new_full((), len(tokens.losses))
         sums = {"token": (tokens.losses.sum(), count), "accuracy": (tokens.correct.sum(), count)}
         if "eos_position" in batch:
             first = torch.isin(tokens.positions, batch["eos_position"] + 1)
-            sums["first"] = (tokens.losses[first].sum(), first.sum())
+            sums["first"] = ((tokens.losses * first).sum(), first.sum())
         if pixels is not None:
             assert target_pixels is not None
             sums["patch"] = (patch_loss(pixels, target_pixels), batch["hidden_units"].sum())

@@ -65,6 +65,7 @@ def put_together(trainer: StageTrainer, backbone: Backbone, lora: Lora | None, w
     trainer.adapters = stage_adapters(backbone, trainer.args, lora)
     trainer.model = trainer.model.anew(backbone)
     load_weights(trainer.model, weights)
+    trainer.model.to(trainer.args.device)
 
 
 def _write(trainer: StageTrainer, folder: Path, images: ImageBudget | None, record: Mapping[str, Any]) -> None:
@@ -83,11 +84,12 @@ def _write(trainer: StageTrainer, folder: Path, images: ImageBudget | None, reco
         partial.mkdir(parents=True)
         trained = embedder_of(backbone, args.max_length)
         sides = _probes(trainer, trained)
-        before = trained.embed(sides)
+        before, device = trained.embed(sides), backbone.model.device
         if trainer.adapters is not None:
             backbone.model = merge_adapters(trainer.adapters.handle, partial / "adapter")
         for parameter in backbone.model.parameters():  # model.to(...) would round the rotary frequencies too
             parameter.data = parameter.data.to(torch.bfloat16 if args.bf16 else torch.float32)
+        backbone.model.to(device)
         saved = embedder_of(backbone, args.max_length).embed(sides)
         cosine = F.cosine_similarity(before, saved).min().item()
         logger.info("embeddings as trained and as saved: least cosine %.6f (equal: 1)", cosine)
