@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer.losses import CachedMultipleNega
 from shapes import Floor, build_for, pairs_like_mmeb, prepared
 
 from cocoa.account import peak_bytes
-from cocoa.architectures import batch_vision_attention
+from cocoa.architectures import quicken_tower
 from cocoa.checkpoint import as_sentence_transformer
 from cocoa.contrastive_loss import cached_loss, info_nce
 from cocoa.inputs import ImageBudget
@@ -37,7 +37,7 @@ def measure(args: argparse.Namespace) -> rounds.Measured:
     encoded = [dataset[row] for row in range(len(pairs))]
     before = peak_bytes(device)
     if args.path == "ours":
-        batch_vision_attention(backbone.model)
+        quicken_tower(backbone.model)
         model = prepared(PackedEmbedder(backbone), device)
         batch = collate(encoded, backbone, args.tokens_per_pass)
         ids, places = batch["ids"].to(device), batch["places"].to(device)

@@ -16,7 +16,7 @@ import torch
 from shapes import Floor, bridge_samples, build_for, prepared
 
 from cocoa.account import peak_bytes
-from cocoa.architectures import batch_vision_attention
+from cocoa.architectures import quicken_tower
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.packing import by_length, pack
 from cocoa.stages.reconstruction import Reconstructor
@@ -29,7 +29,7 @@ def measure(args: argparse.Namespace) -> rounds.Measured:
     samples = bridge_samples(backbone, args.samples, args.longest)
     before = peak_bytes(device)
     if args.path == "ours":
-        batch_vision_attention(backbone.model)
+        quicken_tower(backbone.model)
         model = prepared(Reconstructor(backbone), device)
         count = sum(int((sample["labels"] != IGNORE_INDEX).sum()) for sample in samples)
         parts = by_length(samples, args.tokens_per_pass)

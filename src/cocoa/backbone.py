@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from cocoa.architectures import MODEL_CLASSES, Attention, batch_vision_attention, load_config, locate, set_attention
+from cocoa.architectures import MODEL_CLASSES, Attention, load_config, locate, quicken_tower, set_attention
 from cocoa.errors import CocoaError, first_line
 from cocoa.inputs import ImageBudget, chat_messages, fit_text, inert, most_tokens, room, shorten
 from cocoa.pairs import Side
@@ -248,7 +248,7 @@ def load_backbone(
             )
             if missing := sorted(report["missing_keys"]):
                 raise CocoaError(f"{name}: {len(missing)} weights missing from the checkpoint, first {missing[0]}")
-            batch_vision_attention(model)
+            quicken_tower(model)
         else:
             with torch.device("meta"):
                 model = MODEL_CLASSES[config.model_type](config)

@@ -19,7 +19,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from cocoa.architectures import batch_vision_attention, locate
+from cocoa.architectures import locate, quicken_tower
 from cocoa.backbone import Backbone, load_backbone
 from cocoa.batching import equal_work, prepared
 from cocoa.checkpoint import as_sentence_transformer, find_record, form_of, model_file, trained_length
@@ -248,7 +248,7 @@ def load_embedder(model: str | Path, max_length: int | None = None, prompt_style
             found = SentenceTransformer(str(model), device=str(device))
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise CocoaError(f"model {model}: cannot be loaded ({first_line(error)}); is it complete?") from None
-        batch_vision_attention(found.transformers_model)
+        quicken_tower(found.transformers_model)
         form, ending = "cocoa" if ours is not None else "items", form_of(record).compression_tokens or 1
         return Embedder(found, budget, length, form, _folder_of(model), record, ending)
     plain = prompt_style == "reference"
