@@ -66,7 +66,7 @@ def quicken_tower(model: PreTrainedModel | None) -> None:
         patches.forward = partial(_embed_patches, patches.proj)
 
 
-def _embed_patches(convolution: nn.Module, patches: Tensor) -> Tensor:
+def _embed_patches(convolution: nn.Conv3d, patches: Tensor) -> Tensor:
     """(P, width) of patches (P, channels * frames * patch**2): a convolution whose steps are as wide as its kernel."""
     weight = convolution.weight
     return F.linear(patches.to(weight.dtype), weight.flatten(1), convolution.bias)
