@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import convert_outputs_to_fp32
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoProcessor
@@ -120,14 +121,14 @@ def precision(device: torch.device) -> torch.autocast:
 
 
 def prepared(model: nn.Module, device: torch.device) -> nn.Module:
-    """A model for training, whose forward pass alone is in lower precision, as accelerate prepares one."""
+    """A model for training, whose forward pass alone is in lower precision, as accelerate prepares one; in place."""
     forward = model.forward
 
     def computed(*args: Any, **kwargs: Any) -> Any:
         with precision(device):
             return forward(*args, **kwargs)
 
-    model.forward = computed
+    model.forward = convert_outputs_to_fp32(computed)
     return model.train()
 
 

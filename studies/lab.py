@@ -227,7 +227,7 @@ class Lab:
             self._reconstruction(backbone, pairs, start, phase).train()
         if adapters is not None:
             with TemporaryDirectory() as unused:
-                backbone.model = merge_adapters(adapters, Path(unused))
+                backbone.model = merge_adapters(adapters, Path(unused)).to(self.device)
         backbone.encoded = None
         gc.collect()
 

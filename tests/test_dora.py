@@ -1,6 +1,5 @@
 """DoRA as peft computes it, without forming the adapted weight."""
 
-import copy
 import pickle
 
 import pytest
@@ -13,12 +12,14 @@ from cocoa.dora import LeanDora, compute_leanly, row_lengths
 IN, OUT, RANK = 24, 40, 4
 
 
-def layers(dropout=0.0, bias=True, dtype=torch.float32, dora=True):
-    """A model of one adapted layer whose adapters are far from their start, float32."""
+def layers(lean, dropout=0.0, bias=True, dora=True):
+    """A model of one adapted layer whose adapters are far from their start, float32, as peft computes it or lean."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(IN, OUT, bias=bias)).to(dtype)
+    model = nn.Sequential(nn.Linear(IN, OUT, bias=bias))
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=dropout, use_dora=dora, target_modules=["0"])
     get_peft_model(model, config)
+    if lean:
+        compute_leanly(model)
     adapter = model[0]
     nn.init.normal_(adapter.lora_B["default"].weight, std=0.1)
     if dora:
@@ -38,9 +39,7 @@ def outputs(model, x):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(7, IN), (2, 5, IN)])
 def test_output_and_gradients_are_peft_s(bias, shape):
-    theirs = layers(bias=bias)
-    ours = copy.deepcopy(theirs)
-    compute_leanly(ours)
+    theirs, ours = (layers(lean, bias=bias) for lean in (False, True))
     x = torch.randn(shape)
     for mine, other in zip(outputs(ours, x), outputs(theirs, x), strict=True):
         assert torch.isfinite(mine).all() and mine.abs().max() > 0.01
@@ -50,10 +49,8 @@ def test_output_and_gradients_are_peft_s(bias, shape):
 @pytest.mark.parametrize("autocast", [True, False])
 def test_bfloat16_is_near_it(autocast):
     """A frozen layer in bfloat16 under adapters in float32, in training and where a trained model embeds."""
-    exact = layers()
-    ours = copy.deepcopy(exact)
+    exact, ours = (layers(lean) for lean in (False, True))
     ours[0].base_layer.to(torch.bfloat16)
-    compute_leanly(ours)
     x = torch.randn(64, IN)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found = outputs(ours, x if autocast else x.bfloat16())
@@ -63,16 +60,11 @@ def test_bfloat16_is_near_it(autocast):
 
 
 def test_dropout_leaves_the_frozen_layer_s_output_alone():
-    model = layers(dropout=0.5)
-    compute_leanly(model)
-    x, base = torch.randn(200, IN), model[0].base_layer
-    adapter = model[0]
-    scale = adapter.lora_magnitude_vector["default"].weight / row_lengths(
-        base.weight, adapter.lora_A["default"].weight, adapter.lora_B["default"].weight, 2.0
-    )
-    differences = model(x) - model.eval()(x)
-    assert differences.abs().max() > 0.1
-    assert differences.mean().abs() < 0.02  # the adapter's alone, and right on the average
+    model = layers(True, dropout=0.5)
+    x, adapter, base = torch.randn(1, IN), model[0], model[0].base_layer
+    many = model(x.expand(20_000, IN))
+    assert many.std(0).max() > 0.1
+    torch.testing.assert_close(many.mean(0), model.eval()(x)[0], atol=0.02, rtol=0)  # right on the average
     with torch.no_grad():
         adapter.lora_B["default"].weight.zero_()
         scale = adapter.lora_magnitude_vector["default"].weight / base.weight.norm(dim=1)
@@ -87,10 +79,20 @@ def test_lengths_are_those_of_the_adapted_weight():
 
 
 def test_plain_lora_stays_peft_s_and_a_layer_can_be_pickled():
-    plain = layers(dora=False)
-    compute_leanly(plain)
+    plain = layers(True, dora=False)
     assert not plain[0].lora_variant and plain[0].cast_input_dtype_enabled
-    model = layers()
-    compute_leanly(model)
-    again = pickle.loads(pickle.dumps(model))
+    again = pickle.loads(pickle.dumps(layers(True)))
     assert isinstance(again[0].lora_variant["default"], LeanDora)
+
+
+def test_at_its_start_a_rounded_layer_gives_what_it_gave():
+    torch.manual_seed(0)
+    layer = nn.Linear(IN, OUT).to(torch.bfloat16)
+    weight = layer.weight.detach().float()
+    model = nn.Sequential(layer)
+    get_peft_model(model, LoraConfig(r=RANK, use_dora=True, target_modules=["0"]))
+    rounded = model[0].lora_magnitude_vector["default"].weight.detach().clone()
+    compute_leanly(model)
+    start = model[0].lora_magnitude_vector["default"].weight.detach()
+    torch.testing.assert_close(start.float(), weight.norm(dim=1))
+    assert (rounded.float() - weight.norm(dim=1)).abs().max() > 1e-3 * weight.norm(dim=1).min()

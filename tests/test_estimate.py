@@ -79,6 +79,13 @@ def test_the_residual_stream_of_full_tuning_is_float32():
     assert memory.activations == 3 * layer + 100 * 2  # autocast's copies of the weights
 
 
+def test_of_large_weights_the_copies_are_more_than_a_layer():
+    memory = stage_memory(
+        [TEXT], frozen=0, trained=2000, frozen_bytes=4, element_bytes=2, tuning="full", rows_at_once=1, logits=0
+    )
+    assert memory.checkpointed == 3 * 5 * 8 * 4 + 2000 * 2
+
+
 @pytest.mark.parametrize(
     ("options", "trained", "frozen"),
     [

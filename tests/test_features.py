@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 from test_training import distance, make_trainer, weights
 
+from cocoa import features
 from cocoa.adapters import Lora, add_adapters
 from cocoa.features import keep_features
 from cocoa.pairs import Side
@@ -53,3 +54,13 @@ def test_a_trained_tower_keeps_the_bytes(tiny_backbone, tmp_path):
     kept = trainer.train_dataset.backbone.encoded.values()
     assert {each["pixel_values"].dtype for each in kept if "pixel_values" in each} == {torch.uint8}
     assert not any("image_features" in each for each in kept)
+
+
+def test_pictures_go_through_the_tower_in_parts_that_are_bounded(tiny_backbone, monkeypatch):
+    backbone, seen, pictures = tiny_backbone(), [], [Image.new("RGB", (84, 84), (n, 0, 0)) for n in range(5)]
+    backbone.model.model.visual.requires_grad_(False)
+    backbone.model.model.visual.register_forward_hook(lambda module, given, output: seen.append(len(given[0])))
+    monkeypatch.setattr(features, "PATCHES_AT_ONCE", 80)  # a picture has 36
+    keep_features(backbone, [Side(image=each) for each in pictures])
+    assert seen == [72, 72, 36]
+    assert len({kept["image_features"].sum() for kept in backbone.encoded.values()}) == 5

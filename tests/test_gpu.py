@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 
 from cocoa import blocks, varlen
 from cocoa.adapters import Lora, add_adapters
+from cocoa.backbone import load_backbone
 from cocoa.checkpoint import read_record
 from cocoa.cli import app
 from cocoa.embedding import embedder_of, load_embedder
+from cocoa.inputs import ImageBudget
 from cocoa.pairs import Side
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
@@ -57,29 +59,31 @@ def test_attention_is_that_of_the_mask(name, dtype):
 
 def moved(trainer):
     """How far training moves all weights, in one vector."""
-    before = weights(trainer)
+    before = {name: weight.cpu() for name, weight in weights(trainer).items()}
     trainer.train()
-    return torch.cat([(after - before[name]).flatten().cpu() for name, after in weights(trainer).items()])
+    return torch.cat([(after.cpu() - before[name]).flatten() for name, after in weights(trainer).items()])
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_training_is_that_of_the_cpu(tiny_backbone, tmp_path, stage):
     """But for gradients near zero, whose sign decides where Adam steps first."""
-    trainers = [make_trainer(stage, tiny_backbone(), tmp_path / str(cpu), use_cpu=cpu) for cpu in (True, False)]
-    theirs, ours = (moved(trainer) for trainer in trainers)
+    found = []
+    for cpu in (True, False):  # one after the other, since the library knows one device at a time
+        trainer = make_trainer(stage, tiny_backbone(), tmp_path / str(cpu), use_cpu=cpu)
+        found.append(moved(trainer))
+    theirs, ours = found
     assert theirs.norm() > 0 and (ours - theirs).norm() < 0.02 * theirs.norm()
-    account = trainers[1].account
+    account = trainer.account
     assert account["device"] == torch.cuda.get_device_name() and account["peak_memory_gb"] > 0
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("stage", STAGES)
-def test_bfloat16_adapters_train_to_about_the_same_loss(tiny_backbone, tmp_path, stage, checkpointing):
+def test_bfloat16_adapters_train_to_about_the_same_loss(tiny_backbone_path, tmp_path, stage, checkpointing):
     losses = []
     for bf16 in (False, True):
-        backbone = tiny_backbone()
-        if bf16:
-            backbone.model.to(torch.bfloat16)
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        backbone = load_backbone(tiny_backbone_path(), ImageBudget((4, 16)), dtype, attention="bidirectional")
         torch.manual_seed(0)
         with_adapters(backbone, dropout=0.0)
         options = {"use_cpu": False, "bf16": bf16, "gradient_checkpointing": checkpointing, "logging_steps": 4}
@@ -90,11 +94,13 @@ def test_bfloat16_adapters_train_to_about_the_same_loss(tiny_backbone, tmp_path,
 
 @pytest.mark.parametrize("stage", ["contrastive", "eos_bridge"])
 def test_a_frozen_tower_is_asked_once_on_the_device(tiny_backbone, tmp_path, stage):
-    backbone = tiny_backbone()
+    backbone, asked = tiny_backbone(), []
     add_adapters(backbone.model, Lora(vision=(), dropout=0.0), [backbone.mask_token_id])
+    backbone.model.model.visual.register_forward_hook(lambda m, given, out: asked.append(given[0].device.type))
     make_trainer(stage, backbone, tmp_path, use_cpu=False, cache_inputs=True).train()
     kept = [each["image_features"] for each in backbone.encoded.values() if "image_features" in each]
     assert kept and {each.device.type for each in kept} == {"cpu"}  # they go with the batches
+    assert asked == [DEVICE]  # twenty small pictures at once
 
 
 def test_embeddings_are_those_of_the_cpu(tiny_backbone):

@@ -351,8 +351,8 @@ def test_processes_wait_for_each_other_as_long_as_the_recipe_says(
     asked = []
     monkeypatch.setattr(pipeline, "this_process", lambda timeout: asked.append(timeout) or 1 / 0)
     content = short_recipe(tiny_backbone_path(), photo_data, tmp_path / "run")
-    for seconds in (None, 7200):
+    for seconds in (None, 600, 7200):
         content["stages"][1]["eos_bridge"] |= {"ddp_timeout": seconds} if seconds else {}
         with pytest.raises(ZeroDivisionError):
             train(parse_recipe(content))
-    assert asked == [1800, 7200]
+    assert asked == [1800, 1800, 7200]

@@ -15,7 +15,7 @@ from cocoa.embedding import Embedder
 from cocoa.errors import CocoaError
 from cocoa.pairs import Side
 from cocoa.stages import compression, contrastive, eos_bridge, joint_reconstruction
-from cocoa.stages.arguments import StageArguments
+from cocoa.stages.arguments import StageArguments, _say_once
 from cocoa.stages.checkpoints import last_checkpoint
 from cocoa.stages.reconstruction import ReconstructionTrainer
 from cocoa.stages.sampling import GlobalBatchSampler
@@ -146,6 +146,7 @@ def test_of_several_gpus_a_process_uses_one_and_says_so(monkeypatch, caplog):
         self._n_gpu, self.distributed_state = 4, None
         return torch.device("cpu")
 
+    _say_once.cache_clear()
     monkeypatch.setattr(TrainingArguments, "_setup_devices", property(found))
     assert arguments(StageArguments, "unused").n_gpu == 1
     assert "training on one of 4 GPUs; for all of them start with `accelerate launch`" in caplog.text

@@ -1,6 +1,7 @@
 """Attention in one call: the same as call by call, and used only where it gives the same."""
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -132,7 +133,7 @@ def test_a_kernel_that_fails_is_not_used(monkeypatch, caplog, reason):
 
 
 def test_the_trial_does_not_depend_on_who_asks(monkeypatch):
-    """In a backward pass that computes its forward pass again, without gradients, in inference mode."""
+    """Under hooks, as in a forward pass that is computed again later, and in inference mode."""
     monkeypatch.setattr(varlen, "_kernel", rendition)
     state = torch.get_rng_state()
     saved = []
@@ -146,4 +147,5 @@ def test_the_trial_does_not_depend_on_who_asks(monkeypatch):
 def test_on_a_cpu_and_in_float32_nothing_is_tried(monkeypatch):
     monkeypatch.setattr(varlen, "_kernel", None)
     query = torch.randn(4, 2, 8)
-    assert not varlen.works(query, query) and not varlen.works(query.bfloat16(), query.bfloat16())
+    on_gpu = SimpleNamespace(is_cuda=True, dtype=torch.float32)
+    assert not varlen.works(query.bfloat16(), query.bfloat16()) and not varlen.works(on_gpu, on_gpu)

@@ -144,11 +144,9 @@ def _in_turn(blocks: Sequence[Block]) -> InTurn | None:
     causal = {block.causal for block in blocks}
     if len(causal) > 1:
         return None
-    queries, keys = (
-        [end - start for start, end in spans] for spans in zip(*(block[:2] for block in blocks), strict=True)
-    )
-    places = _places([block.keys for block in blocks])
-    return InTurn(varlen.spans_of(queries), varlen.spans_of(keys), places, causal.pop())
+    queries, keys = [block.queries for block in blocks], [block.keys for block in blocks]
+    of_queries, of_keys = (varlen.spans_of([end - start for start, end in each]) for each in (queries, keys))
+    return InTurn(of_queries, of_keys, _places(keys), causal.pop())
 
 
 def _places(spans: Sequence[tuple[int, int]]) -> Tensor | None:

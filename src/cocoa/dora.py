@@ -20,13 +20,16 @@ from torch.nn import functional as F
 
 
 def compute_leanly(model: nn.Module) -> None:
-    """Let peft's DoRA layers in a model compute as this module does."""
+    """Let peft's new DoRA layers in a model compute as this module does."""
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
             for name, variant in layer.lora_variant.items():
                 if type(variant) is DoraLinearVariant:
                     layer.lora_variant[name] = LeanDora()
                     layer.cast_input_dtype_enabled = False  # the adapter computes in the precision of its layer
+                    a, b = (each[name].weight.detach() for each in (layer.lora_A, layer.lora_B))
+                    start = row_lengths(layer.get_base_layer().weight, a, b, layer.scaling[name])
+                    layer.lora_magnitude_vector[name].weight.data.copy_(start)  # peft's is rounded as the layer is
 
 
 class LeanDora(DoraLinearVariant):
@@ -71,7 +74,7 @@ def row_lengths(weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
 
 
 class _Scaled(torch.autograd.Function):
-    """`scale * (x - bias) + bias` without copies in the precision of `scale`; (..., out), (out,), (out,) or None."""
+    """`scale * (x - bias) + bias`, keeping nothing in the precision of `scale`; (..., out), (out,), (out,) or None."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:

@@ -180,8 +180,9 @@ def stage_memory(
         whole: bytes of weights that a device has beside its share; see `whole_bytes`.
     """
     stream_bytes = TRAINED_BYTES if tuning == "full" else element_bytes
-    lowered = tuning == "full" and element_bytes < TRAINED_BYTES  # autocast keeps its copies for the backward pass
-    activations, inputs, largest_layer = trained * element_bytes * lowered, 0, 0
+    lowered = tuning == "full" and element_bytes < TRAINED_BYTES
+    copies = trained * element_bytes * lowered  # by autocast, until a forward pass ends, or else the backward pass
+    activations, inputs, largest_layer = copies, 0, 0
     for stack in stacks:
         tokens = rows_at_once * stack.longest
         if not stack.layers or not stack.reached:
@@ -195,7 +196,7 @@ def stage_memory(
         weights=weight_bytes(frozen, trained, frozen_bytes) // shares + whole,
         states=trained * STATE_BYTES // shares,
         activations=activations,
-        checkpointed=min(activations, inputs + largest_layer),
+        checkpointed=min(activations, inputs + max(largest_layer, copies)),
         logits=round(logits * LOGIT_BYTES),
     )
 

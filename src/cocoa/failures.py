@@ -17,8 +17,8 @@ LOST = re.compile(
     re.DOTALL,
 )
 """What a collective operation says in a process when another one is gone."""
-WITHOUT_GPU = "CUDA_VISIBLE_DEVICES= in front of the command lets the CPU do it"
-"""What helps where a model is looked into, which a GPU need not hold."""
+WITHOUT_GPU = "where it is a GPU's, hide it (CUDA_VISIBLE_DEVICES=), and the CPU does the work"
+"""What helps where a model is looked into."""
 
 
 @contextmanager

@@ -65,8 +65,7 @@ def train(recipe: Recipe, accept_changes: bool = False) -> Path:
         >>> cocoa.train(cocoa.load_recipe("recipe.yaml")).as_posix()
         'run/final'
     """
-    waits = [stage.options.get("ddp_timeout") for stage in recipe.stages]
-    state = this_process(max((each for each in waits if isinstance(each, int)), default=WAIT_FOR_OTHERS))
+    state = this_process(max(stage.options.get("ddp_timeout") or WAIT_FOR_OTHERS for stage in recipe.stages))
     with owned(recipe.output_dir, state.is_main_process):
         folders = enumerate(stage_folders(recipe), 1)
         done = [is_done(folder, recipe.settings(stages), accept_changes) for stages, folder in folders]

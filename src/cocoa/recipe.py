@@ -53,7 +53,7 @@ _WITHOUT_EFFECT = (
     *("report_to", "run_name", "project", "trackio_", "logging_", "log_", "disable_tqdm"),
     *("save_strategy", "save_steps", "save_total_limit", "dataloader_num_workers"),
     *("tokens_per_pass", "gradient_checkpointing", "activation_checkpointing", "cache_inputs"),
-    *("on_nonfinite", "on_bad_row", "max_bad_share"),
+    *("on_nonfinite", "on_bad_row", "max_bad_share", "ddp_timeout"),
 )
 """Beginnings of the options that leave the result as it is, rounding aside, or have no effect before the fault that
 ends a run: a stopped run may go on under others."""

@@ -74,7 +74,8 @@ class InPoolEvaluator:
         pool = self.embedder.embed(list(targets.values()), self.batch_size)
         own = torch.tensor([column[pair.target.content_id()] for pair in pairs])
         vectors, which = distinct_rows(pool)  # equal targets must tie
-        scores = (queries @ vectors.T)[:, which]  # (queries, targets)
+        with torch.autocast("cpu", enabled=False):  # whose steps would make ties
+            scores = (queries @ vectors.T)[:, which]  # (queries, targets)
         positive = scores.gather(1, own[:, None])
         rank = (scores >= positive).sum(1)  # itself and every tie
         return (rank == 1).float().mean().item()

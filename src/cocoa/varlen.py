@@ -94,6 +94,8 @@ def lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
 def works(query: Tensor, key: Tensor) -> bool:
     """Whether `attend` can be used: it is tried once for each device, precision, and number and size of heads.
 
+    First asked in a forward pass: a backward pass has one thread for a device, which would wait for the trial's.
+
     Args:
         query: (N, H, D) on its device.
         key: (K, H or fewer, D).

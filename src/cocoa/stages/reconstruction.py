@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from peft.utils import TrainableTokensWrapper
 from torch import Tensor, nn
 
 from cocoa.backbone import Backbone
@@ -79,8 +80,9 @@ class Reconstructor(nn.Module):
             **others: the images, as `cocoa.packing.final_states` takes them, and what else a batch holds.
         """
         hidden_states = final_states(self.model.model, self.pixels, input_ids, position_ids, attention, others)
-        head = self.model.lm_head  # peft puts rows into a tied one that are trained: those that are excluded
-        head = getattr(head, "original_module", head)
+        head = self.model.lm_head
+        if isinstance(head, TrainableTokensWrapper):  # puts trained rows into a tied head: those that are excluded
+            head = head.original_module
         tokens = predict_tokens(hidden_states, head, labels, self._excluded_ids, self.shifted)
         if self.patch_decoder is None:
             return Prediction(tokens, None)
@@ -104,7 +106,7 @@ class Reconstructor(nn.Module):
         sums = {"token": (tokens.losses.sum(), count), "accuracy": (tokens.correct.sum(), count)}
         if "eos_position" in batch:
             first = torch.isin(tokens.positions, batch["eos_position"] + 1)
-            sums["first"] = ((tokens.losses * first).sum(), first.sum())
+            sums["first"] = (tokens.losses.where(first, 0).sum(), first.sum())
         if pixels is not None:
             assert target_pixels is not None
             sums["patch"] = (patch_loss(pixels, target_pixels), batch["hidden_units"].sum())

@@ -47,7 +47,12 @@ def save_trained(trainer: StageTrainer, folder: Path, images: ImageBudget | None
     """See `StageTrainer.save_checkpoint`."""
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
-        _write(trainer, folder, images, record)
+        before = torch.get_num_threads()
+        torch.set_num_threads(max(before, os.cpu_count() or 1))  # torchrun allows one, but the others wait
+        try:
+            _write(trainer, folder, images, record)
+        finally:
+            torch.set_num_threads(before)
     trainer.accelerator.wait_for_everyone()
     return folder
 
@@ -65,7 +70,6 @@ def put_together(trainer: StageTrainer, backbone: Backbone, lora: Lora | None, w
     trainer.adapters = stage_adapters(backbone, trainer.args, lora)
     trainer.model = trainer.model.anew(backbone)
     load_weights(trainer.model, weights)
-    trainer.model.to(trainer.args.device)
 
 
 def _write(trainer: StageTrainer, folder: Path, images: ImageBudget | None, record: Mapping[str, Any]) -> None:
