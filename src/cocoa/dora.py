@@ -23,13 +23,18 @@ def compute_leanly(model: nn.Module) -> None:
     """Let peft's new DoRA layers in a model compute as this module does."""
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
-            for name, variant in layer.lora_variant.items():
-                if type(variant) is DoraLinearVariant:
-                    layer.lora_variant[name] = LeanDora()
-                    layer.cast_input_dtype_enabled = False  # the adapter computes in the precision of its layer
-                    a, b = (each[name].weight.detach() for each in (layer.lora_A, layer.lora_B))
-                    start = row_lengths(layer.get_base_layer().weight, a, b, layer.scaling[name])
-                    layer.lora_magnitude_vector[name].weight.data.copy_(start)  # peft's is rounded as the layer is
+            for name in [name for name, variant in layer.lora_variant.items() if type(variant) is DoraLinearVariant]:
+                _compute_leanly(layer, name)
+
+
+def _compute_leanly(layer: Any, adapter: str) -> None:
+    layer.lora_variant[adapter] = LeanDora()
+    layer.cast_input_dtype_enabled = False  # the adapter computes in the precision of its layer
+    weight = layer.get_base_layer().weight
+    if not weight.is_meta:  # as in a preview
+        a, b = (each[adapter].weight.detach() for each in (layer.lora_A, layer.lora_B))
+        start = row_lengths(weight, a, b, layer.scaling[adapter])
+        layer.lora_magnitude_vector[adapter].weight.data.copy_(start)  # peft's is rounded as the layer is
 
 
 class LeanDora(DoraLinearVariant):
