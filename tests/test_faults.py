@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ from cocoa.failures import explained
 from cocoa.pairs import Side
 from cocoa.stages import contrastive, watch
 from cocoa.stages.checkpoints import complete_checkpoints, last_checkpoint
-from cocoa.stages.loading import DEADLY, find_deadly
+from cocoa.stages.loading import DEADLY, find_deadly, worker_options
 
 SAVING = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "logging_steps": 1}
 
@@ -294,10 +295,19 @@ def test_a_row_that_hangs_is_deadly_too(monkeypatch):
     assert find_deadly(Slow(), [0, 1]) == {1}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="forks are Linux'")
+def test_workers_are_forked_whatever_python_does_by_default(tiny_backbone, tmp_path):
+    """Python 3.14 would send each of them the model."""
+    for workers, context in ((0, None), (2, "fork")):
+        trainer = make_trainer("contrastive", tiny_backbone(), tmp_path, dataloader_num_workers=workers)
+        assert worker_options(trainer.args)["multiprocessing_context"] == context
+        assert len(list(trainer.get_train_dataloader())) == trainer.sampler.steps_per_epoch
+
+
 @pytest.mark.slow
 def test_no_row_is_blamed_for_a_process_that_takes_long_to_begin(monkeypatch):
     """As where processes are not forked, and import everything anew."""
-    monkeypatch.setattr(multiprocessing, "Process", multiprocessing.get_context("spawn").Process)
+    monkeypatch.setattr("cocoa.stages.loading.START", "spawn")
     monkeypatch.setattr("cocoa.stages.loading.PATIENCE", 1.0)
     assert find_deadly(["a", "b"], [0, 1]) == set()
 

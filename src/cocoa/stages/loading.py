@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,6 +26,8 @@ Key = Any
 BAD_ROWS = "bad_rows"
 """In a batch: what was left out of it, by row id."""
 DEADLY = "encoding it ends the process"
+START = "fork" if sys.platform == "linux" else None
+"""How processes that load data are started: where not forked, as by Python 3.14's default, each is sent the model."""
 PATIENCE = 20.0
 """Seconds that a row may take in a process of its own."""
 
@@ -123,6 +126,18 @@ def collate_rows(items: Sequence[tuple[Any, dict[str, str]]], collate: Callable[
     return collate([sample for sample, _ in items]) | {BAD_ROWS: bad}
 
 
+def worker_options(args: TrainingArguments) -> dict[str, Any]:
+    """What a `DataLoader` is to know of its workers."""
+    return {
+        "worker_init_fn": outlive_signals,
+        "num_workers": args.dataloader_num_workers,
+        "multiprocessing_context": START if args.dataloader_num_workers else None,
+        "pin_memory": args.dataloader_pin_memory,
+        "persistent_workers": args.dataloader_persistent_workers,
+        "prefetch_factor": args.dataloader_prefetch_factor,
+    }
+
+
 def outlive_signals(worker: int) -> None:
     """For a worker that loads data: only its parent ends it, so that a run that is asked to stop has its last batch."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all
@@ -139,8 +154,9 @@ def _obey(parent: int) -> None:
 
 def _survived(dataset: Any, keys: Sequence[Key]) -> int:
     """How many rows, one after the other, a process encodes before it ends or hangs."""
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.Process(target=_encode, args=(dataset, keys, sender), daemon=True)
+    context: Any = multiprocessing.get_context(START)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_encode, args=(dataset, keys, sender), daemon=True)
     process.start()
     sender.close()
     done = 0

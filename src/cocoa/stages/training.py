@@ -100,11 +100,7 @@ class StageTrainer(Trainer):
             loading.Rows(self.train_dataset, self.args.on_bad_row, self._deadly),
             batch_sampler=self.sampler,
             collate_fn=partial(loading.collate_rows, collate=self.data_collator),
-            worker_init_fn=loading.outlive_signals,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
+            **loading.worker_options(self.args),
         )
         return self.accelerator.prepare(loader)
 
