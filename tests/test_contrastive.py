@@ -9,7 +9,7 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 from torch.nn import functional as F
-from toy import arguments, prepared, states_of, toy_pairs, with_adapters
+from toy import MadeUp, arguments, prepared, states_of, toy_pairs, with_adapters
 
 from cocoa.backbone import POOLINGS
 from cocoa.checkpoint import as_sentence_transformer
@@ -257,7 +257,7 @@ class Planted:
 def test_in_pool_hit_counts_ties_against_the_model(tiny_backbone, vectors, expected):
     pairs = [Pair(Side(text=f"q{i}"), Side(text=f"t{i}"), (), "toy", i) for i in range(2)]
     pairs += [Pair(Side(text="q0"), Side(text="t0"), (), "one target only", i) for i in range(2)]
-    scores = InPoolEvaluator(pairs, Embedder(Planted(vectors), tiny_backbone().images))()
+    scores = InPoolEvaluator(pairs, MadeUp(Planted(vectors), tiny_backbone().images))()
     assert scores == {"validation_toy_hit@1": expected, "validation_hit@1": expected}
 
 

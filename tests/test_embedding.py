@@ -17,6 +17,7 @@ from cocoa.embedding import Embedder, load_embedder
 from cocoa.errors import CocoaError
 from cocoa.inputs import ImageBudget
 from cocoa.pairs import Side
+from cocoa.processes import WORKERS
 
 
 def test_a_batch_of_nothing_is_a_mistake(tiny_backbone):
@@ -142,3 +143,16 @@ def test_a_model_that_reads_no_images_says_so(tiny_text_model_path, pictures):
     assert embedder.refuses(Side(text="a cat")) == ""
     assert "does not embed image with text (it knows text)" in embedder.refuses(Side(text="a", image=pictures[0]))
     assert torch.isfinite(embedder.embed([Side(text="a cat"), Side("find", "a dog")])).all()
+
+
+def test_threads_that_prepare_inputs_share_no_processor(tiny_backbone, pictures):
+    """One is switched between padding and none by every call."""
+    backbone = tiny_backbone()
+    embedder = Embedder(as_sentence_transformer(backbone), backbone.images)
+    sides = [Side("Look.", "a cat " * n, pictures[n % 3]) for n in range(40)]
+    alone = torch.cat([embedder.encode(embedder.prepare([embedder.render(side)])) for side in sides])
+    torch.testing.assert_close(embedder.embed(sides, batch_size=1), alone, atol=1e-5, rtol=0)
+    spare = [embedder._spare.get_nowait() for _ in range(embedder._spare.qsize())]
+    assert 1 <= len(spare) <= WORKERS
+    assert len({id(each.processor) for each in (*spare, embedder.model[0])}) == len(spare) + 1
+    assert all(each.model is embedder.model[0].model for each in spare)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 from sentence_transformers import SentenceTransformer
-from toy import states_of
+from toy import MadeUp, states_of
 
 from cocoa import checkpoint, embedding, embedding_cache, evaluation
 from cocoa.backbone import load_backbone
 from cocoa.checkpoint import save_checkpoint
-from cocoa.embedding import Embedder, load_embedder
+from cocoa.embedding import load_embedder
 from cocoa.embedding_cache import EmbeddingCache, content_key, hash_folder
 from cocoa.errors import CocoaError
 from cocoa.evaluation import evaluate
@@ -61,7 +61,7 @@ class Planted(torch.nn.Module):
 
 def plant(monkeypatch, angles):
     model = Planted(angles)
-    monkeypatch.setattr(evaluation, "load_embedder", lambda name, *_: Embedder(model, ImageBudget()))
+    monkeypatch.setattr(evaluation, "load_embedder", lambda name, *_: MadeUp(model, ImageBudget()))
     return model
 
 
@@ -191,7 +191,7 @@ def test_another_model_image_or_data_shares_nothing(tmp_path, monkeypatch, pictu
     model = plant(monkeypatch, {"a": 0.0, "b": 1.0})
     data = write_texts(tmp_path / "data", {"mine": [("a", ["a", "b"])]})
     first = evaluate("planted", data, tmp_path / "scores")
-    monkeypatch.setattr(evaluation, "load_embedder", lambda name, *_: Embedder(model, ImageBudget((4, 16))))
+    monkeypatch.setattr(evaluation, "load_embedder", lambda name, *_: MadeUp(model, ImageBudget((4, 16))))
     model.asked.clear()
     second = evaluate("planted", data, tmp_path / "scores")
     assert sorted(model.asked) == ["a", "b"]

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from cocoa.adapters import Lora, add_adapters
 from cocoa.architectures import set_attention
 from cocoa.backbone import Backbone
+from cocoa.embedding import Embedder
 from cocoa.pairs import ContentPair, Pair, Side, Turn
 from cocoa.special_tokens import close_with_compression_tokens
 from cocoa.stages.reconstruction import ReconstructionTrainer
@@ -70,6 +71,14 @@ def prepared(backbone: Backbone, stage: str, count: int = 4) -> Backbone:
         backbone.pooling, backbone.compression_tokens = "compression", count
         set_attention(backbone.model.config, "causal")
     return backbone
+
+
+class MadeUp(Embedder):
+    """Around a made-up model, which is asked as one that is not ours."""
+
+    def prepare(self, items: list[Any]) -> list[Any]:
+        """As they are."""
+        return items
 
 
 def dialogues(n: int) -> list[ContentPair]:

@@ -228,23 +228,24 @@ def embed_rows(
     sound = [i for i in range(len(rows)) if i not in found]
     batches = embedder.batches([rows[i].side for i in sound], batch_size)
 
-    def render(batch: list[int]) -> list[Any]:
-        items: list[Any] = []
+    def prepare(batch: list[int]) -> tuple[list[int], Any, dict[int, str]]:
+        """The rows that can be embedded, what the model takes of them, and why the others cannot."""
+        items: dict[int, Any] = {}
+        faults: dict[int, str] = {}
         for i in batch:
             try:
-                items.append(embedder.render(rows[i].side))
+                items[i] = embedder.render(rows[i].side)
             except CocoaError as error:
-                items.append(error)
-        return items
+                faults[i] = _fault(error)
+        return list(items), embedder.prepare(list(items.values())) if items else None, faults
 
-    for batch, items in prepared([[sound[place] for place in batch] for batch in batches], render):
-        found |= {i: _fault(item) for i, item in zip(batch, items, strict=True) if isinstance(item, CocoaError)}
-        good = [(i, item) for i, item in zip(batch, items, strict=True) if i not in found]
+    for batch, (good, inputs, faults) in prepared([[sound[place] for place in batch] for batch in batches], prepare):
+        found |= faults
         if good:
-            embedded = embedder.encode([item for _, item in good])
+            embedded = embedder.encode(inputs)
             for place in (~embedded.isfinite().all(1)).nonzero().flatten().tolist():
-                raise CocoaError(f"row {rows[good[place][0]].id}: an embedding is not finite; the model is broken")
-            found |= {i: row for (i, _), row in zip(good, embedded, strict=True)}
+                raise CocoaError(f"row {rows[good[place]].id}: an embedding is not finite; the model is broken")
+            found |= dict(zip(good, embedded, strict=True))
         count(len(batch))
     return [found[i] for i in range(len(rows))]
 

@@ -1,4 +1,4 @@
-"""A model of sentence-transformers and how it is asked: in batches of equal work, images decoded while it is busy."""
+"""A model of sentence-transformers and how it is asked: in batches of equal work, prepared while it is busy."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
 import torch
 from rich.progress import Progress
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import batch_to_device
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -173,21 +175,50 @@ class Embedder:
         """The embeddings (n, D) of each batch of sides, as `embed` gives them, one after the other."""
         with Progress(disable=not (progress and sys.stderr.isatty())) as bar:
             task = bar.add_task("embedding", total=sum(map(len, batches)))
-            for batch, items in prepared(batches, lambda batch: [self.render(sides[i]) for i in batch]):
-                yield batch, self.encode(items)
+            for batch, inputs in prepared(batches, lambda batch: self.prepare([self.render(sides[i]) for i in batch])):
+                yield batch, self.encode(inputs)
                 bar.advance(task, len(batch))
 
-    def encode(self, items: Sequence[Any]) -> Tensor:
-        """Embeddings (n, D) of rendered sides, as one batch.
+    def prepare(self, items: list[Any]) -> dict[str, Any] | list[Any]:
+        """What `encode` takes of rendered sides, made in any thread: tokens and pixels, of a model of ours."""
+        if self.form == "items":
+            return items
+        try:
+            module = self._spare.get_nowait()
+        except Empty:
+            module = copy.copy(self.model[0])
+            module.processor = copy.deepcopy(module.processor)  # a thread switches its padding on and off
+        try:
+            features: dict[str, Any] = module.preprocess(items)
+            return features
+        finally:
+            self._spare.put(module)
+
+    @cached_property
+    def _spare(self) -> SimpleQueue[Any]:
+        """Modules that prepare inputs, none of which a thread is using."""
+        return SimpleQueue()
+
+    def encode(self, inputs: dict[str, Any] | list[Any]) -> Tensor:
+        """Embeddings (n, D) of what `prepare` gave, as one batch.
 
         Normalised once more in float32: in bfloat16 sentence-transformers' lengths are off by up to 0.4 %, enough
         to change who is nearest.
         """
-        with explained(f"lower the batch size, now {len(items)} inputs at once, or max_length"):
-            encoded = self.model.encode(
-                list(items), batch_size=len(items), convert_to_tensor=True, show_progress_bar=False
-            )
+        count = len(inputs) if isinstance(inputs, list) else len(inputs["input_ids"])
+        with explained(f"lower the batch size, now {count} inputs at once, or max_length"), torch.inference_mode():
+            if isinstance(inputs, list):
+                encoded = self.model.encode(inputs, batch_size=count, convert_to_tensor=True, show_progress_bar=False)
+            else:
+                encoded = self._forward(inputs)
         return truncated(encoded.float(), self.truncate_dim).cpu()
+
+    def _forward(self, features: dict[str, Any]) -> Tensor:
+        model, device = self.model.eval(), self.model.device
+        for module in [*model][1:]:  # trainers move the model alone
+            module.to(device)
+        embeddings: Tensor = model(batch_to_device(features, device))["sentence_embedding"]
+        return embeddings
 
     @cached_property
     def _own_tokenizer(self) -> Any:
