@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 MOST_SHORT = 16
 """A batch of short inputs holds at most so many times as many as one of the longest."""
-AHEAD = 3
+AHEAD = max(3, WORKERS)
 """How many batches are ready or being prepared at a time."""
 
 

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 S = TypeVar("S")
 T = TypeVar("T")
 
-WORKERS = min(4, os.cpu_count() or 1)
-"""Threads of a process that read files."""
+WORKERS = min(8, os.cpu_count() or 1)
+"""Threads of a process that read files, and prepare what a model takes."""
 LOG_EVERY = 30.0
 """Seconds between two log lines where there is no terminal."""
 WAIT_FOR_OTHERS = 1800.0
