@@ -56,10 +56,13 @@ def write(folder: Path, images: int) -> None:
 def preparing_rate(folder: Path, images: int, tokens: int) -> float:
     """Images a second that one thread reads, decodes and turns into pixels of so many tokens."""
     embedder = embedder_of(load_backbone("mini-qwen2-vl", ImageBudget((4, tokens))), MAX_LENGTH)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     began = time.perf_counter()
     for part in list_parts(folder, images, folder / "out"):
         for block in read_part(part, Columns(), 8):
             embedder.prepare([embedder.render(row.side) for row in block])
+    torch.set_num_threads(threads)
     return images / (time.perf_counter() - began)
 
 

@@ -6,7 +6,7 @@ and in one run measures, round after round:
     plain     SentenceTransformer.encode(inputs, batch_size=32), which sorts by the length of texts, images opened as it
               goes to them
     bare      SentenceTransformer.encode of our batches, one after the other, images opened before each
-    embed     Embedder.embed: our batches, images decoded ahead in threads
+    embed     Embedder.embed: our batches, tokens and pixels made ahead in threads
     evaluate  the whole command, from parquet to score files, without what an earlier run has kept
 
     python benchmarks/evaluation.py [--rows 500] [--rounds 3] [--model mini-qwen2-vl]

@@ -156,3 +156,15 @@ def test_threads_that_prepare_inputs_share_no_processor(tiny_backbone, pictures)
     assert 1 <= len(spare) <= WORKERS
     assert len({id(each.processor) for each in (*spare, embedder.model[0])}) == len(spare) + 1
     assert all(each.model is embedder.model[0].model for each in spare)
+
+
+def test_a_full_memory_in_a_thread_that_prepares_is_told_with_what_takes_less(tiny_backbone, monkeypatch):
+    backbone = tiny_backbone()
+    embedder = Embedder(as_sentence_transformer(backbone), backbone.images)
+
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(type(embedder.model[0]), "preprocess", full)
+    with pytest.raises(CocoaError, match=r"memory is full .*lower the batch size, or max_length"):
+        embedder.embed([Side(text=f"{n}") for n in range(20)], batch_size=1)

@@ -7,7 +7,7 @@ from short_run import NAMES, short_recipe
 from test_blocks import LAYOUTS, LENGTHS, dense
 from test_training import STAGES, make_trainer, weights
 from torch.nn.functional import scaled_dot_product_attention
-from toy import pictures, with_adapters
+from toy import pictures, prepared, with_adapters
 from typer.testing import CliRunner
 
 from cocoa import blocks, varlen
@@ -111,6 +111,15 @@ def test_embeddings_are_those_of_the_cpu(tiny_backbone):
         backbone.model.to(device)
         found.append(embedder_of(backbone, 512).embed(sides, batch_size=2).cpu())
     torch.testing.assert_close(*found, atol=1e-4, rtol=0)
+
+
+def test_what_pools_an_embedding_follows_the_model(tiny_backbone):
+    """An embedder is made before a trainer moves the model, and compression tokens are pooled by weights."""
+    backbone = prepared(tiny_backbone(), "compression")
+    embedder = embedder_of(backbone, 512)
+    before = embedder.embed([Side(text="a dog")])
+    backbone.model.to(DEVICE)
+    torch.testing.assert_close(embedder.embed([Side(text="a dog")]), before, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("tuning", ["full", "dora"])

@@ -44,6 +44,7 @@ from cocoa.processes import WORKERS, this_process
 
 DEFAULT_IMAGES = ImageBudget((4, 576))
 """Image budget for a model that carries no record of ours."""
+LESS_MEMORY = "lower the batch size, or max_length"
 PROMPT_STYLES = ("cocoa", "reference")
 """How a side is put into tokens: through our chat template, or in VLM2Vec's plain form."""
 
@@ -189,8 +190,8 @@ class Embedder:
             module = copy.copy(self.model[0])
             module.processor = copy.deepcopy(module.processor)  # a thread switches its padding on and off
         try:
-            features: dict[str, Any] = module.preprocess(items)
-            return features
+            with explained(LESS_MEMORY):
+                return dict(module.preprocess(items))
         finally:
             self._spare.put(module)
 
@@ -205,19 +206,20 @@ class Embedder:
         Normalised once more in float32: in bfloat16 sentence-transformers' lengths are off by up to 0.4 %, enough
         to change who is nearest.
         """
-        count = len(inputs) if isinstance(inputs, list) else len(inputs["input_ids"])
-        with explained(f"lower the batch size, now {count} inputs at once, or max_length"), torch.inference_mode():
-            if isinstance(inputs, list):
-                encoded = self.model.encode(inputs, batch_size=count, convert_to_tensor=True, show_progress_bar=False)
-            else:
+        with explained(LESS_MEMORY):
+            if isinstance(inputs, dict):
                 encoded = self._forward(inputs)
+            else:
+                whole = {"batch_size": len(inputs), "convert_to_tensor": True, "show_progress_bar": False}
+                encoded = self.model.encode(inputs, **whole)
         return truncated(encoded.float(), self.truncate_dim).cpu()
 
     def _forward(self, features: dict[str, Any]) -> Tensor:
         model, device = self.model.eval(), self.model.device
         for module in [*model][1:]:  # trainers move the model alone
             module.to(device)
-        embeddings: Tensor = model(batch_to_device(features, device))["sentence_embedding"]
+        with torch.inference_mode():
+            embeddings: Tensor = model(batch_to_device(features, device))["sentence_embedding"]
         return embeddings
 
     @cached_property

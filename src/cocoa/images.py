@@ -38,7 +38,7 @@ MAX_PIXELS = dict.fromkeys(("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "PPM"), 
 """The formats that are read, and the most pixels of an image of each, which is refused before it is decoded.
 
 Decoding a pixel takes up to 13 bytes, 29 where the decoder keeps copies of its own: less than 1 GB in all, in every
-process that decodes images.
+thread that decodes images.
 """
 MAX_SCANS = 50
 """Of a progressive JPEG, each of which takes as long as the whole image; encoders write some ten."""

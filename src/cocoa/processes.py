@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 S = TypeVar("S")
 T = TypeVar("T")
 
-WORKERS = min(8, os.cpu_count() or 1)
+WORKERS = min(4, os.cpu_count() or 1)
 """Threads of a process that read files, and prepare what a model takes."""
 LOG_EVERY = 30.0
 """Seconds between two log lines where there is no terminal."""

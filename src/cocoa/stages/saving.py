@@ -8,8 +8,8 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,14 +47,21 @@ def save_trained(trainer: StageTrainer, folder: Path, images: ImageBudget | None
     """See `StageTrainer.save_checkpoint`."""
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
-        before = torch.get_num_threads()
-        torch.set_num_threads(max(before, os.cpu_count() or 1))  # torchrun allows one, but the others wait
-        try:
+        with _cores_of_all(trainer.args.world_size):
             _write(trainer, folder, images, record)
-        finally:
-            torch.set_num_threads(before)
     trainer.accelerator.wait_for_everyone()
     return folder
+
+
+@contextmanager
+def _cores_of_all(processes: int) -> Iterator[None]:
+    """The threads that all processes have, torchrun's one each, while the others wait."""
+    own = torch.get_num_threads()
+    torch.set_num_threads(own * processes)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)
 
 
 def put_together(trainer: StageTrainer, backbone: Backbone, lora: Lora | None, weights: dict[str, Tensor]) -> None:
