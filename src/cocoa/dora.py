@@ -31,7 +31,7 @@ def _compute_leanly(layer: Any, adapter: str) -> None:
     layer.lora_variant[adapter] = LeanDora()
     layer.cast_input_dtype_enabled = False  # the adapter computes in the precision of its layer
     weight = layer.get_base_layer().weight
-    if not weight.is_meta:  # as in a preview
+    if not weight.is_meta:  # which it is in a preview
         a, b = (each[adapter].weight.detach() for each in (layer.lora_A, layer.lora_B))
         start = row_lengths(weight, a, b, layer.scaling[adapter])
         layer.lora_magnitude_vector[adapter].weight.data.copy_(start)  # peft's is rounded as the layer is

@@ -63,7 +63,7 @@ def predict_tokens(
     targets = labels[rows, positions]  # (M,)
     states = hidden_states[rows, before if shifted else positions]  # (M, D)
     at_once = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
-    score = partial(_score, head, torch.tensor(excluded_ids, device=states.device))
+    score = partial(_score, head, torch.tensor(excluded_ids, dtype=torch.long, device=states.device))
     if len(states) > at_once and torch.is_grad_enabled():  # logits are computed again in the backward pass
         score = partial(checkpoint, score, use_reentrant=False)
     parts = [score(*part) for part in zip(states.split(at_once), targets.split(at_once), strict=True)]
