@@ -42,6 +42,19 @@ def equal_work(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     return batches
 
 
+def filled(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Indices in parts, in the order given, of at most `most` in all, or of one that is larger."""
+    parts: list[list[int]] = []
+    room = 0
+    for index, size in enumerate(sizes):
+        if not parts or size > room:
+            parts.append([])
+            room = most
+        parts[-1].append(index)
+        room -= size
+    return parts
+
+
 def prepared(batches: Sequence[list[int]], prepare: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
     """Each batch with what `prepare` makes of it, made in threads a few batches ahead."""
     pool = ThreadPoolExecutor(WORKERS)

@@ -12,6 +12,7 @@ from rich.progress import track
 from torch import Tensor
 
 from cocoa.backbone import Backbone
+from cocoa.batching import filled
 from cocoa.errors import CocoaError
 from cocoa.pairs import Side
 
@@ -45,13 +46,8 @@ def keep_features(backbone: Backbone, sides: Iterable[Side], progress: bool = Fa
     }
     pixels = {image: kept for (_, image), kept in own.items() if "pixel_values" in kept}
     fresh = [image for image in pixels if image not in features]
-    parts, room = list[list[Any]](), 0
-    for image in fresh:
-        room -= len(pixels[image]["pixel_values"])
-        if room < 0:
-            parts.append([])
-            room = PATCHES_AT_ONCE - len(pixels[image]["pixel_values"])
-        parts[-1].append(image)
+    sizes = [len(pixels[image]["pixel_values"]) for image in fresh]
+    parts = [[fresh[index] for index in part] for part in filled(sizes, PATCHES_AT_ONCE)]
     for part in track(parts, "vision features", disable=not (progress and sys.stderr.isatty())):
         batch = torch.cat([pixels[image]["pixel_values"] for image in part]).to(backbone.model.device)
         grids = torch.cat([pixels[image]["image_grid_thw"] for image in part]).to(backbone.model.device)

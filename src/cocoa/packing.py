@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from cocoa import blocks
 from cocoa.attention import BridgeLayout
 from cocoa.backbone import Backbone
+from cocoa.batching import filled
 from cocoa.pixels import PixelFormat
 
 OF_TOKENS = ("input_ids", "labels", "hidden_units")
@@ -29,15 +30,8 @@ IDLE_PIXELS, IDLE_GRID = "idle_pixels", "idle_grid_thw"
 def by_length(samples: Sequence[dict[str, Tensor]], tokens: int) -> list[list[int]]:
     """Places of samples in passes: of like length, the shortest first, at most so many tokens (or one sample) each."""
     lengths = [len(sample["input_ids"]) for sample in samples]
-    parts: list[list[int]] = []
-    room = 0
-    for place in sorted(range(len(samples)), key=lengths.__getitem__):
-        if not parts or lengths[place] > room:
-            parts.append([])
-            room = tokens
-        parts[-1].append(place)
-        room -= lengths[place]
-    return parts
+    order = sorted(range(len(samples)), key=lengths.__getitem__)
+    return [[order[index] for index in part] for part in filled([lengths[place] for place in order], tokens)]
 
 
 def pack(
