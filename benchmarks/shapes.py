@@ -8,11 +8,10 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import convert_outputs_to_fp32
+from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoProcessor
@@ -121,15 +120,9 @@ def precision(device: torch.device) -> torch.autocast:
 
 
 def prepared(model: nn.Module, device: torch.device) -> nn.Module:
-    """A model for training, whose forward pass alone is in lower precision, as accelerate prepares one; in place."""
-    forward = model.forward
-
-    def computed(*args: Any, **kwargs: Any) -> Any:
-        with precision(device):
-            return forward(*args, **kwargs)
-
-    model.forward = convert_outputs_to_fp32(computed)
-    return model.train()
+    """A model for training, as a trainer has it prepared: its forward pass alone is in lower precision; in place."""
+    on_cpu = device.type == "cpu"
+    return Accelerator(cpu=on_cpu, mixed_precision="no" if on_cpu else "bf16").prepare_model(model).train()
 
 
 class Floor:
