@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from cocoa.batching import AHEAD, MOST_SHORT, equal_work, prepared
+from cocoa.batching import AHEAD, MOST_SHORT, equal_work, filled, prepared
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
@@ -49,3 +49,8 @@ def test_a_failure_to_prepare_is_raised():
 
     with pytest.raises(ValueError, match="broken"):
         list(prepared([[0]], prepare))
+
+
+def test_parts_keep_the_order_and_hold_no_more_than_asked_but_for_one_that_is_larger():
+    assert filled([3, 3, 4, 12, 1, 9, 1], 10) == [[0, 1, 2], [3], [4, 5], [6]]
+    assert filled([], 10) == []
