@@ -9,11 +9,13 @@ make of the samples is made before.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import reference
 import rounds
 import torch
 from shapes import Floor, bridge_samples, build_for, prepared
+from torch import Tensor
 
 from cocoa.account import peak_bytes
 from cocoa.architectures import quicken_tower
@@ -53,16 +55,18 @@ def measure(args: argparse.Namespace) -> rounds.Measured:
             loss.backward()
             return loss.item()
 
-    sizes = [(int(sample["eos_position"]), len(sample["input_ids"])) for sample in samples]
     work = Floor(backbone)
-    work.add_tokens(sum(n for _, n in sizes))
-    # A and B with EOS, and EOS itself
-    work.add_scores(
-        sum(a * (a + 1) + (a + 1 if args.layout == "strict" else n) + (n - a - 1) * (n - a) for a, n in sizes)
-    )
+    work.add_tokens(sum(len(sample["input_ids"]) for sample in samples))
+    work.add_scores(bridge_scores(samples, args.layout))
     work.add_images(samples)
     work.add_head(sum(int((sample["labels"] != IGNORE_INDEX).sum()) for sample in samples))
     return rounds.measured(step, work, backbone, before, args)
+
+
+def bridge_scores(samples: Sequence[dict[str, Tensor]], layout: str) -> int:
+    """Pairs of tokens of which one sees the other: A and B with EOS, and EOS itself."""
+    sizes = [(int(sample["eos_position"]), len(sample["input_ids"])) for sample in samples]
+    return sum(a * (a + 1) + (a + 1 if layout == "strict" else n) + (n - a - 1) * (n - a) for a, n in sizes)
 
 
 def main() -> None:

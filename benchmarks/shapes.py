@@ -99,9 +99,7 @@ def build_for(args: argparse.Namespace) -> Backbone:
     lowered = device.type == "cuda" and args.adapters != "none"
     backbone = build(SHAPES[args.shape], device, torch.bfloat16 if lowered else torch.float32)
     if args.adapters != "none":
-        vision = {"qwen2_vl": ("qkv", "fc1", "fc2"), "qwen2_5_vl": ("qkv", "gate_proj", "up_proj", "down_proj")}
-        lora = Lora(dora=args.adapters == "dora", vision=vision[backbone.model.config.model_type])
-        add_adapters(backbone.model, lora, [])
+        add_lora(backbone, dora=args.adapters == "dora")
     if args.by_length:
         varlen.works = lambda query, key: False
     if args.checkpointing:
@@ -112,6 +110,12 @@ def build_for(args: argparse.Namespace) -> Backbone:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # what building took is not what a step takes
     return backbone
+
+
+def add_lora(backbone: Backbone, dora: bool = False) -> None:
+    """Put adapters into all layers, the tower's too, as the recipes of real size do."""
+    vision = {"qwen2_vl": ("qkv", "fc1", "fc2"), "qwen2_5_vl": ("qkv", "gate_proj", "up_proj", "down_proj")}
+    add_adapters(backbone.model, Lora(dora=dora, vision=vision[backbone.model.config.model_type]), [])
 
 
 def precision(device: torch.device) -> torch.autocast:

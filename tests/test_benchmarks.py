@@ -2,10 +2,16 @@
 
 import json
 import sys
+from dataclasses import replace
 from importlib import import_module
 
+import counted
 import pytest
+import shapes
 import torch
+
+from cocoa.corruption import IGNORE_INDEX
+from cocoa.estimate import LOGIT_BYTES
 
 SMALL = {
     "reconstruction": ("--samples", "3", "--longest", "60"),
@@ -27,3 +33,20 @@ def test_both_paths_have_the_same_loss(monkeypatch, capsys, script, options):
         found.append(json.loads(capsys.readouterr().out))
     ours, reference = found
     assert ours["loss"] == pytest.approx(reference["loss"], rel=1e-4)
+
+
+def test_what_is_counted_of_a_step_without_padding_differs_by_head_and_attention_alone():
+    backbone = shapes.build(shapes.SHAPES["mini"], torch.device("meta"))
+    shapes.add_lora(backbone)
+    samples = 3 * shapes.bridge_samples(backbone, 1, 60)
+    hidden = 3 * int((samples[0]["labels"] != IGNORE_INDEX).sum())
+    ours, theirs = counted.reconstruction(backbone, samples, checkpointing=True)
+    assert (ours.tokens, ours.kept, ours.times) == (theirs.tokens, theirs.kept, theirs.times)
+    assert ours.predicted == (hidden, 3) and theirs.predicted == (theirs.tokens, 2)
+    assert ours.scores < theirs.scores == 3 * len(samples[0]["input_ids"]) ** 2
+    work = shapes.Floor(backbone)
+    work.add_head(theirs.tokens)
+    of_head = replace(theirs, predicted=(0, 0))
+    assert theirs.operations(backbone, samples) - of_head.operations(backbone, samples) == 2 * work.forward
+    logits = theirs.memory(backbone, True) - replace(theirs, logits=0).memory(backbone, True)
+    assert logits == theirs.tokens * shapes.VOCABULARY * LOGIT_BYTES
