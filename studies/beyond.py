@@ -2,6 +2,7 @@
 
     python studies/factors.py            # its `published`, `strict` and `contrastive` are what is compared with
     python studies/beyond.py explore     # seeds 201 to 204, validation scenes
+    python studies/beyond.py straight    # the same models' embeddings straight after stage 2
     python studies/beyond.py confirm     # seeds 301 to 308, test scenes, both backbones
     python studies/report.py
 
@@ -13,6 +14,9 @@ of `deciding.py`, on one backbone and, if it is better than all of them there, o
 and as many steps of as many samples; those whose loss is kept beside the contrastive one have more of them, and take
 longer. "B from either side" has more rows to take them from, some of them of data sets that `published` leaves out of
 stage 2. A final-state loss that is kept has its projection start anew.
+
+`straight` was added when `explore` was done: is a bridge's embedding better before any contrastive learning? Nothing is
+chosen by it.
 """
 
 from __future__ import annotations
@@ -23,13 +27,14 @@ from functools import partial
 from statistics import mean
 
 from arms_compared import compare
-from deciding import BACKBONE, PAIRS, phases_after, scores, test
+from deciding import BACKBONE, LAYOUTS, PAIRS, phases_after, scores, test, validated
 from deciding import STEPS as CONTRASTIVE_STEPS
 from factors import OTHER_BACKBONE, SEEDS, STEPS, found_with
-from lab import Phase, open_lab
-from results import FOLDER, read, work
+from lab import Lab, Phase, Start, open_lab
+from results import FOLDER, Row, read, work
 
 EXPLORED, CONFIRMED = FOLDER / "beyond.csv", FOLDER / "beyond_confirmed.csv"
+STRAIGHT = FOLDER / "beyond_straight.csv"
 FRESH = tuple(range(301, 309))
 BACKBONES = (BACKBONE, OTHER_BACKBONE)
 BASELINES = ("published", "full", "strict", "contrastive")
@@ -69,6 +74,32 @@ def baseline_rows() -> list[dict[str, str]]:
     return [row for row in found_with(BACKBONE, PAIRS) if row["arm"] in BASELINES]
 
 
+def explore(lab: Lab) -> None:
+    """All arms on exploratory seeds; the weights before their contrastive stage are kept."""
+    tasks = [
+        ({"arm": name, "seed": seed}, partial(scores, lab, PAIRS, seed, phases, keep=len(phases) - 1))
+        for seed in SEEDS
+        for name, phases in arms(STEPS).items()
+    ]
+    work(EXPLORED, tasks)
+
+
+def straight(lab: Lab) -> None:
+    """hit@1 of each bridge's embeddings with no contrastive stage; `explore` and `factors.py` have kept the weights."""
+    found = {name: phases_after(name) for name in LAYOUTS if name != "shuffled"} | arms(STEPS)
+    behind = {name: phases[:-1] for name, phases in found.items() if len(phases) > 1 and not phases[-1].beside}
+
+    def scored(phases: list[Phase], seed: int) -> list[Row]:
+        return [validated(lab, lab.train(Start(BACKBONE, PAIRS, seed), phases, keep=len(phases)))]
+
+    tasks = [
+        ({"arm": name, "seed": seed}, partial(scored, phases, seed))
+        for seed in SEEDS
+        for name, phases in behind.items()
+    ]
+    work(STRAIGHT, tasks)
+
+
 def chosen() -> list[str]:
     """The arm to confirm, by the rule above; perhaps none.
 
@@ -84,20 +115,8 @@ def chosen() -> list[str]:
     return [best] if mean(values[best]) >= mean(values["published"]) + MARGIN else []
 
 
-def main() -> None:
-    """One step of the study."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("explore", "confirm"))
-    step = parser.parse_args().step
-    lab = open_lab()
-    if step == "explore":
-        tasks = [
-            ({"arm": name, "seed": seed}, partial(scores, lab, PAIRS, seed, phases, keep=len(phases) - 1))
-            for seed in SEEDS
-            for name, phases in arms(STEPS).items()
-        ]
-        work(EXPLORED, tasks)
-        return
+def confirm(lab: Lab) -> None:
+    """What was chosen and the baselines on fresh seeds; on the other backbone if it is better than all on the first."""
     found = {name: phases_after(name) for name in BASELINES}
     if not (best := chosen()):
         raise SystemExit(f"{EXPLORED}: no arm is {MARGIN:g} points above `published`; there is nothing to confirm")
@@ -113,6 +132,14 @@ def main() -> None:
         against = [compare(rows, best[0], baseline) for baseline in BASELINES if baseline != best[0]]
         if not all(each and each.verdict.startswith("better") for each in against):
             return
+
+
+def main() -> None:
+    """One step of the study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    steps = {"explore": explore, "straight": straight, "confirm": confirm}
+    parser.add_argument("step", choices=steps)
+    steps[parser.parse_args().step](open_lab())
 
 
 if __name__ == "__main__":

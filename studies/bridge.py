@@ -10,16 +10,17 @@ Nothing is chosen by what this finds: validation scenes, two seeds, the demo's l
   nats that this takes away (all layers: 100 %). What B reads and where: one layer alone, and all from a layer on.
 - `bridge_zero_shot.csv`: hit@1 of EOS' final state as an embedding, no contrastive stage.
 - `bridge_nats_deciding.csv`: nats as above, of models as the deciding experiment trains them: more pairs, a lower rate;
-  and with as many pairs at the rate of the others.
+  and with as many pairs at the rate of the others. `final state`: a bridge of our own (`objectives.py`), read in its
+  own way, at both rates; added when `beyond.py explore` was done.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
-from arms_compared import averages
-from deciding import BACKBONE, COMPARED, JOINT, LAYOUTS, PRETRAINING, TUNING_SEED, phases_after
+from deciding import BACKBONE, COMPARED, JOINT, LAYOUTS, PRETRAINING, TUNING_SEED, phases_after, validated
 from deciding import PAIRS as DECIDING_PAIRS
 from lab import Lab, Phase, Start, open_lab
 from nats import AT_ONCE, batch_of, held_out_rows, nats, with_other_images
@@ -29,7 +30,6 @@ from torch import Tensor
 
 from cocoa.attention import BridgeLayout
 from cocoa.backbone import Backbone, Form
-from cocoa.metrics import GROUPS
 from cocoa.pairs import ContentPair
 from cocoa.stages.reconstruction import Reconstructor
 
@@ -48,6 +48,12 @@ def phases_of(model: str) -> list[Phase]:
         *first, last = PRETRAINING[model]
         return [*first, last.having(learning_rate=RATE)]
     return [JOINT] if model == "stage 1" else []
+
+
+def with_final_state(phases: list[Phase]) -> list[Phase]:
+    """The same with stage 2 as `objectives.FinalState`."""
+    *first, last = phases
+    return [*first, replace(last, stage="final")]
 
 
 def layout_of(model: str) -> BridgeLayout:
@@ -122,16 +128,20 @@ def main() -> None:
     def deciding_rows(model: str, phases: list[Phase]) -> list[Row]:
         return told(trained(lab, Start(BACKBONE, DECIDING_PAIRS, TUNING_SEED), phases), model)
 
-    def told(backbone: Backbone, model: str) -> list[Row]:
-        found = nats(backbone, rows_of(lab), layout_of(model))
+    def final_state_rows(phases: list[Phase]) -> list[Row]:
+        backbone = lab.train(Start(BACKBONE, DECIDING_PAIRS, TUNING_SEED), phases, keep=1)
+        backbone.encoded = lab.known(backbone, "bridge")
+        return told(backbone, "strict", lab.objective)  # its projection is nowhere else
+
+    def told(backbone: Backbone, model: str, objective: Reconstructor | None = None) -> list[Row]:
+        found = nats(backbone, rows_of(lab), layout_of(model), objective)
         return [{"class": name, "nats": f"{value:.3f}"} for name, value in found.items()]
 
     def patching_rows(model: str, seed: int) -> list[Row]:
         return patched(train(lab, model, seed), rows_of(lab, "Scenes_i2t"), layout_of(model))
 
     def zero_shot_rows(model: str, seed: int) -> list[Row]:
-        hits = {name: own[None] for name, own in lab.hits(train(lab, model, seed), "validation").items()}
-        return [{group: f"{averages(hits, group)[0]:.1f}" for group in GROUPS}]
+        return [validated(lab, train(lab, model, seed))]
 
     for seed in SEEDS:
         keys = {model: {"model": model, "seed": seed} for model in MODELS}
@@ -141,6 +151,14 @@ def main() -> None:
     found = {model: (model, phases_after(model)[:-1]) for model in LAYOUTS}
     found |= {f"{model}, rate {RATE:g}": (model, phases_of(model)) for model in COMPARED}
     tasks = [({"model": name, "seed": TUNING_SEED}, partial(deciding_rows, *each)) for name, each in found.items()]
+    work(DECIDING_NATS, tasks)
+    tasks = [
+        ({"model": name, "seed": TUNING_SEED}, partial(final_state_rows, with_final_state(phases)))
+        for name, phases in (
+            ("final state", phases_after("published")[:-1]),
+            (f"final state, rate {RATE:g}", phases_of("published")),
+        )
+    ]
     work(DECIDING_NATS, tasks)
 
 

@@ -43,6 +43,7 @@ from cocoa.scenes.write import write_scenes
 from cocoa.sources import DataConfig, load_pairs
 from cocoa.stages.arguments import StageArguments
 from cocoa.stages.contrastive import ContrastiveArguments
+from cocoa.stages.reconstruction import Reconstructor
 
 IMAGES = ImageBudget((1, 16))
 MORE_TESTS = ("more-scenes-1", "more-scenes-2")
@@ -95,12 +96,16 @@ class Lab:
     Args:
         folder: holds `scenes` (of `write_scenes`) and gets `states`, the weights behind phases that others share.
         frozen_tower: leave the vision tower as it is, so that every picture goes through it once.
+
+    Attributes:
+        objective: of the last phase but contrastive ones that was trained, with what it learnt beside the backbone.
     """
 
     def __init__(self, folder: Path, frozen_tower: bool = True) -> None:
         self.folder = folder
         self.frozen_tower = frozen_tower
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.objective: Reconstructor | None = None
         self.things: dict[str, Any] = {}
         self.encoded: dict[tuple[str, str, int], dict[Any, dict[str, Tensor]]] = {}  # see `known`
         torch.set_flush_denormal(True)
@@ -224,7 +229,9 @@ class Lab:
             keep_features(backbone, [side for pair in pairs for side in (pair.query, pair.target)])
             train_contrastive(backbone, pairs, args, beside, phase.beside_weight)
         else:
-            self._reconstruction(backbone, pairs, start, phase).train()
+            reconstruction = self._reconstruction(backbone, pairs, start, phase)
+            reconstruction.train()
+            self.objective = reconstruction.model
         if adapters is not None:
             with TemporaryDirectory() as unused:
                 backbone.model = merge_adapters(adapters, Path(unused)).to(self.device)

@@ -90,9 +90,11 @@ def batch_of(backbone: Backbone, rows: Sequence[ContentPair], layout: BridgeLayo
 
 
 @torch.inference_mode()
-def token_losses(backbone: Backbone, rows: Sequence[ContentPair], layout: BridgeLayout) -> Losses:
-    """The loss of every token of B, B hidden whole."""
-    model = Reconstructor(backbone).eval()
+def token_losses(
+    backbone: Backbone, rows: Sequence[ContentPair], layout: BridgeLayout, model: Reconstructor | None = None
+) -> Losses:
+    """The loss of every token of B, B hidden whole; see `nats`."""
+    model = (model or Reconstructor(backbone)).eval()
     parts = []
     for start in range(0, len(rows), AT_ONCE):
         batch = batch_of(backbone, rows[start : start + AT_ONCE], layout)
@@ -111,10 +113,19 @@ def token_classes(backbone: Backbone, ids: Tensor) -> list[str]:
     return [names[token] for token in ids.tolist()]
 
 
-def nats(backbone: Backbone, rows: Sequence[ContentPair], layout: BridgeLayout) -> dict[str, float]:
-    """Nats a token, by class of token, of first tokens, and of all; `text` is nats a block B."""
-    own = token_losses(backbone, rows, layout)
-    other = token_losses(backbone, with_other_images(rows), layout)
+def nats(
+    backbone: Backbone, rows: Sequence[ContentPair], layout: BridgeLayout, model: Reconstructor | None = None
+) -> dict[str, float]:
+    """Nats a token, by class of token, of first tokens, and of all; `text` is nats a block B.
+
+    Args:
+        backbone: the model.
+        rows: whose block B is hidden.
+        layout: of the bridge.
+        model: around the backbone, where B is not read as in the paper.
+    """
+    own = token_losses(backbone, rows, layout, model)
+    other = token_losses(backbone, with_other_images(rows), layout, model)
     gain = other.losses - own.losses  # (M,)
     classes = token_classes(backbone, own.ids)
     result = {

@@ -14,7 +14,7 @@ from statistics import mean, stdev
 
 import beyond
 from arms_compared import UNSATURATED, bootstrap, compare, paired
-from bridge import DECIDING_NATS, MODELS, NATS, ZERO_SHOT
+from bridge import DECIDING_NATS, NATS, ZERO_SHOT
 from deciding import ARMS, BACKBONE, COMPARED, HIGH, PAIRS, RESULTS, SIZES, SPREAD, TUNING, TURNS
 from factors import OTHER_BACKBONE, OVER_PAIRS, PAIR_COUNTS, found_with
 from mmeb_hours import run_hours, stage_hours
@@ -52,15 +52,13 @@ def bridge_nats(file: Path = NATS) -> str:
     return table(["after", "a text", "a token", "its first token", *CLASSES, "grammar", "loss a token"], rows)
 
 
-def zero_shot() -> str:
+def zero_shot(file: Path = ZERO_SHOT, named: str = "model") -> str:
     """hit@1 straight after each stage, the mean of the seeds."""
     found: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for row in read(ZERO_SHOT):
-        found[row["model"]].append(row)
+    for row in read(file):
+        found[row[named]].append(row)
     rows = [
-        [model, *(f"{mean(float(row[group]) for row in found[model]):.1f}" for group in GROUPS)]
-        for model in MODELS
-        if model in found
+        [name, *(f"{mean(float(row[group]) for row in own):.1f}" for group in GROUPS)] for name, own in found.items()
     ]
     return table(["after", *GROUPS], rows)
 
@@ -215,6 +213,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "factors": factors,
     "over pairs": over_pairs,
     "bridges": bridges,
+    "bridges straight": partial(zero_shot, beyond.STRAIGHT, "arm"),
     "confirmed": confirmed,
     "real pixels": real_pixels,
     "hours": mmeb_hours,
