@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import beyond
 import deciding
@@ -518,3 +519,18 @@ def test_published_begins_what_the_others_go_on_with():
     assert hours["published"] == pytest.approx(sum(stages.values()))
     assert hours["full"] == hours["strict"] < hours["published"]
     assert mmeb_hours.stage_hours(tflops=800)["2 EOS-bridge"] == pytest.approx(stages["2 EOS-bridge"] / 2)
+
+
+def test_embeddings_straight_after_a_bridge_have_seen_no_contrastive_step(monkeypatch):
+    monkeypatch.setattr(deciding, "best_rate", lambda *arms: 1e-3)
+    monkeypatch.setattr(beyond, "validated", lambda lab, phases: {"stages": [phase.stage for phase in phases]})
+    done: dict[str, list[str]] = {}
+
+    def work(path, tasks):
+        for key, make in tasks:
+            done[key["arm"]] = make()[0]["stages"]
+
+    monkeypatch.setattr(beyond, "work", work)
+    beyond.straight(SimpleNamespace(train=lambda start, phases, keep: phases))
+    assert {"published", "full", "strict", "final state", "late bridge"} < set(done)
+    assert all(len(stages) == 2 and "contrastive" not in stages for stages in done.values())
