@@ -62,6 +62,11 @@ def test_two_processes_equal_one(trained, stage):
     assert [account["device"] for account in accounts] == ["cpu", "2 x cpu"]
 
 
+def test_nothing_that_two_processes_share_is_left_on_the_cpu(tiny_backbone_path, tmp_path):
+    """Which NCCL could not gather."""
+    launch(2, SCRIPT.with_name("distributed_places.py"), ",".join(STAGES), tiny_backbone_path(), tmp_path)
+
+
 def test_a_run_goes_on_with_another_number_of_processes(tiny_backbone_path, tmp_path):
     """Begun by one, ended by two, in a later epoch: the same rows, so the weights of a run by one process.
 

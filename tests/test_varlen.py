@@ -25,7 +25,7 @@ def rendition(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, win
     found = []
     for own in zip(query.split(q_sizes), key.split(k_sizes), value.split(k_sizes), strict=True):
         q, k, v = (each.transpose(0, 1)[None] for each in own)
-        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool)
+        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
         if window_size == (-1, 0):
             seen = seen.tril(k.shape[2] - q.shape[2]) if mask is None else mask(q.shape[2], k.shape[2])
         output = scaled_dot_product_attention(q, k, v, seen, scale=scale, enable_gqa=enable_gqa)
