@@ -37,7 +37,9 @@ def test_tensors_are_kept_apart():
         torch.distributed.all_reduce(here)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "stage", [stage if stage == "eos_bridge" else pytest.param(stage, marks=pytest.mark.slow) for stage in STAGES]
+)
 def test_a_stage_trains_on_the_device(tiny_backbone, tmp_path, stage):
     backbone = tiny_backbone()
     with_adapters(backbone)
@@ -47,12 +49,14 @@ def test_a_stage_trains_on_the_device(tiny_backbone, tmp_path, stage):
     assert trainer.account["device"] == "pretended"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["contrastive", "eos_bridge"])
 def test_attention_in_one_call_has_what_it_needs_there(tiny_backbone, tmp_path, stage, calls):  # noqa: F811
     make_trainer(stage, tiny_backbone("qwen2_5_vl"), tmp_path, use_cpu=False).train()
     assert calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["contrastive", "eos_bridge"])
 def test_a_frozen_tower_keeps_features_for_the_device(tiny_backbone, tmp_path, stage):
     backbone = tiny_backbone()
