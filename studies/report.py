@@ -176,9 +176,22 @@ def confirmed() -> str:
     parts = []
     for backbone in beyond.BACKBONES:
         rows = [row for row in read(beyond.CONFIRMED) if row["backbone"] == backbone]
+        if not rows:  # the other backbone, where there is nothing to confirm
+            continue
         arms = dict.fromkeys(row["arm"] for row in rows)
         parts.append(f"{backbone}:\n\n{compared(rows, arms, beyond.BASELINES, lambda _: len(beyond.FRESH))}")
     return "\n\n".join(parts)
+
+
+def pooled() -> str:
+    """Arms that the deciding experiment and the confirmation both have, over the seeds of both."""
+    rows = [*read(RESULTS), *(row for row in read(beyond.CONFIRMED) if row["backbone"] == BACKBONE)]
+    lines = []
+    for one, other in (COMPARED, ("strict", "full"), ("strict", "published"), ("published", "contrastive")):
+        found = [compare(rows, one, other, group) for group in ("All", UNSATURATED)]
+        told_here = [f"{each.mean:+.1f} [{each.outer[0]:+.1f}, {each.outer[1]:+.1f}]" for each in found if each]
+        lines.append([f"`{one}` less `{other}`", *(str(each.seeds) for each in found[:1] if each), *told_here])
+    return table(["", "seeds", "All [95 %]", f"{UNSATURATED} [95 %]"], lines)
 
 
 def real_pixels() -> str:
@@ -215,6 +228,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bridges": bridges,
     "bridges straight": partial(zero_shot, beyond.STRAIGHT, "arm"),
     "confirmed": confirmed,
+    "pooled": pooled,
     "real pixels": real_pixels,
     "hours": mmeb_hours,
 }
