@@ -9,6 +9,8 @@ images is not in it. The floor counts one forward and one backward pass: what Gr
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import Any
 
 import rounds
 import torch
@@ -17,24 +19,27 @@ from shapes import Floor, build_for, pairs_like_mmeb, prepared
 
 from cocoa.account import peak_bytes
 from cocoa.architectures import quicken_tower
+from cocoa.backbone import Backbone
 from cocoa.checkpoint import as_sentence_transformer
 from cocoa.contrastive_loss import cached_loss, info_nce
 from cocoa.inputs import ImageBudget
 from cocoa.packing import PackedEmbedder
+from cocoa.pairs import Pair
 from cocoa.stages.contrastive import ContrastiveArguments, PairDataset, collate
 
 TEMPERATURE = 0.02
+LONGEST = 256
+"""Tokens of the largest image, by default."""
+MINI_BATCH = 32
+"""Inputs that sentence-transformers' cached loss embeds at a time, by default."""
 
 
 def measure(args: argparse.Namespace) -> rounds.Measured:
     """One path."""
     backbone = build_for(args)
     device = backbone.model.device
-    backbone.set_image_budget(ImageBudget((4, args.longest)))
     pairs = pairs_like_mmeb(args.pairs, args.longest)
-    known = ContrastiveArguments(output_dir="unused", batch_size=args.pairs, use_cpu=device.type == "cpu")
-    dataset = PairDataset(pairs, backbone, known)
-    encoded = [dataset[row] for row in range(len(pairs))]
+    encoded = encoded_pairs(backbone, pairs, args.longest)
     before = peak_bytes(device)
     if args.path == "ours":
         quicken_tower(backbone.model)
@@ -73,12 +78,22 @@ def measure(args: argparse.Namespace) -> rounds.Measured:
     return rounds.measured(step, work, backbone, before, args)
 
 
+def encoded_pairs(backbone: Backbone, pairs: Sequence[Pair], longest: int) -> list[dict[str, Any]]:
+    """Pairs as the stage takes them, their images of at most so many tokens."""
+    backbone.set_image_budget(ImageBudget((4, longest)))
+    on_gpu = backbone.model.device.type == "cuda"
+    dataset = PairDataset(
+        pairs, backbone, ContrastiveArguments(output_dir="unused", batch_size=len(pairs), use_cpu=not on_gpu)
+    )
+    return [dataset[row] for row in range(len(pairs))]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=32)
-    parser.add_argument("--longest", type=int, default=256)
+    parser.add_argument("--longest", type=int, default=LONGEST)
     parser.add_argument("--passes-kept", type=int, default=1, help="of ours")
-    parser.add_argument("--mini-batch-size", type=int, default=32, help="of the reference")
+    parser.add_argument("--mini-batch-size", type=int, default=MINI_BATCH, help="of the reference")
     rounds.run(parser, measure)
 
 

@@ -16,24 +16,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from reconstruction import bridge_scores
+from contrastive import LONGEST, MINI_BATCH, encoded_pairs
+from reconstruction import bridge_scores, hidden_tokens
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from shapes import SHAPES, Floor, add_lora, bridge_samples, build, pairs_like_mmeb
 
 from cocoa.backbone import Backbone
-from cocoa.corruption import IGNORE_INDEX
 from cocoa.estimate import Stack, stage_memory
-from cocoa.inputs import ImageBudget
 from cocoa.preview_cost import vision_shape
 from cocoa.reconstruction import LOGITS_AT_ONCE
-from cocoa.stages.contrastive import ContrastiveArguments, PairDataset
-
-IMAGE = 256
-"""Tokens of the contrastive stage's largest image."""
-MINI_BATCH = 32
-"""Inputs that sentence-transformers' cached loss embeds at a time, by default."""
 
 Samples = Sequence[dict[str, Any]]
 
@@ -96,7 +89,7 @@ def patches_of(samples: Samples) -> int:
 def reconstruction(backbone: Backbone, samples: Samples, checkpointing: bool) -> tuple[Path, Path]:
     """The EOS-bridge, published layout: ours packed in one pass, the reference's padded to the longest sample."""
     lengths, patches = [len(sample["input_ids"]) for sample in samples], patches_of(samples)
-    hidden = sum(int((sample["labels"] != IGNORE_INDEX).sum()) for sample in samples)
+    hidden = hidden_tokens(samples)
     tokens, padded = sum(lengths), len(lengths) * max(lengths)
     vocabulary, times = backbone.model.config.text_config.vocab_size, 2 + checkpointing
     logits = min(hidden * vocabulary, LOGITS_AT_ONCE)
@@ -120,14 +113,6 @@ def contrastive(backbone: Backbone, pairs: Samples, checkpointing: bool) -> tupl
     return ours, Path(sum(padded), scores, times + 1, at_once)
 
 
-def encoded_pairs(backbone: Backbone, count: int) -> list[dict[str, Any]]:
-    """Pairs in MMEB's mix as the contrastive stage takes them."""
-    backbone.set_image_budget(ImageBudget((4, IMAGE)))
-    pairs = pairs_like_mmeb(count, IMAGE)
-    dataset = PairDataset(pairs, backbone, ContrastiveArguments(output_dir="unused", batch_size=count, use_cpu=True))
-    return [dataset[row] for row in range(count)]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=[name for name in SHAPES if "qwen" in name])
@@ -140,10 +125,8 @@ def main() -> None:
     for name in track(options.shapes, "counting"):
         backbone = build(SHAPES[name], torch.device("meta"))
         add_lora(backbone)
-        samples, pairs = (
-            bridge_samples(backbone, options.samples, options.longest),
-            encoded_pairs(backbone, options.pairs),
-        )
+        samples = bridge_samples(backbone, options.samples, options.longest)
+        pairs = encoded_pairs(backbone, pairs_like_mmeb(options.pairs, LONGEST), LONGEST)
         sides = [row[side] for row in pairs for side in ("query", "target")]
         for checkpointing in (False, True):
             steps = {

@@ -33,7 +33,7 @@ def measure(args: argparse.Namespace) -> rounds.Measured:
     if args.path == "ours":
         quicken_tower(backbone.model)
         model = prepared(Reconstructor(backbone), device)
-        count = sum(int((sample["labels"] != IGNORE_INDEX).sum()) for sample in samples)
+        count = hidden_tokens(samples)
         parts = by_length(samples, args.tokens_per_pass)
         rows = [pack([samples[place] for place in part], backbone, args.layout) for part in parts]
 
@@ -59,8 +59,13 @@ def measure(args: argparse.Namespace) -> rounds.Measured:
     work.add_tokens(sum(len(sample["input_ids"]) for sample in samples))
     work.add_scores(bridge_scores(samples, args.layout))
     work.add_images(samples)
-    work.add_head(sum(int((sample["labels"] != IGNORE_INDEX).sum()) for sample in samples))
+    work.add_head(hidden_tokens(samples))
     return rounds.measured(step, work, backbone, before, args)
+
+
+def hidden_tokens(samples: Sequence[dict[str, Tensor]]) -> int:
+    """That are predicted."""
+    return sum(int((sample["labels"] != IGNORE_INDEX).sum()) for sample in samples)
 
 
 def bridge_scores(samples: Sequence[dict[str, Tensor]], layout: str) -> int:

@@ -27,7 +27,7 @@ from functools import partial
 from statistics import mean
 
 from arms_compared import compare
-from deciding import BACKBONE, LAYOUTS, PAIRS, phases_after, scores, test, validated
+from deciding import BACKBONE, PAIRS, phases_after, scores, test, validated
 from deciding import STEPS as CONTRASTIVE_STEPS
 from factors import OTHER_BACKBONE, SEEDS, STEPS, found_with
 from lab import Lab, Phase, Start, open_lab
@@ -86,7 +86,7 @@ def explore(lab: Lab) -> None:
 
 def straight(lab: Lab) -> None:
     """hit@1 of each bridge's embeddings with no contrastive stage; `explore` and `factors.py` have kept the weights."""
-    found = {name: phases_after(name) for name in LAYOUTS if name != "shuffled"} | arms(STEPS)
+    found = {name: phases_after(name) for name in BASELINES} | arms(STEPS)
     behind = {name: phases[:-1] for name, phases in found.items() if len(phases) > 1 and not phases[-1].beside}
 
     def scored(phases: list[Phase], seed: int) -> list[Row]:

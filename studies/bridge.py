@@ -66,9 +66,9 @@ def train(lab: Lab, model: str, seed: int) -> Backbone:
     return trained(lab, Start(BACKBONE, PAIRS, seed), phases_of(model))
 
 
-def trained(lab: Lab, start: Start, phases: list[Phase]) -> Backbone:
-    """The backbone behind these phases, to be looked at."""
-    backbone = lab.train(start, phases, keep=len(phases)) if phases else lab.load(start, form=Form())
+def trained(lab: Lab, start: Start, phases: list[Phase], anew: int = 0) -> Backbone:
+    """The backbone behind these phases, to be looked at; the last few may be trained anew."""
+    backbone = lab.train(start, phases, keep=len(phases) - anew) if phases else lab.load(start, form=Form())
     backbone.encoded = lab.known(backbone, "bridge")
     backbone.model.eval()
     return backbone
@@ -129,9 +129,8 @@ def main() -> None:
         return told(trained(lab, Start(BACKBONE, DECIDING_PAIRS, TUNING_SEED), phases), model)
 
     def final_state_rows(phases: list[Phase]) -> list[Row]:
-        backbone = lab.train(Start(BACKBONE, DECIDING_PAIRS, TUNING_SEED), phases, keep=1)
-        backbone.encoded = lab.known(backbone, "bridge")
-        return told(backbone, "strict", lab.objective)  # its projection is nowhere else
+        backbone = trained(lab, Start(BACKBONE, DECIDING_PAIRS, TUNING_SEED), phases, anew=1)
+        return told(backbone, "strict", lab.objective)  # whose projection is not kept with the weights
 
     def told(backbone: Backbone, model: str, objective: Reconstructor | None = None) -> list[Row]:
         found = nats(backbone, rows_of(lab), layout_of(model), objective)
@@ -151,8 +150,7 @@ def main() -> None:
     found = {model: (model, phases_after(model)[:-1]) for model in LAYOUTS}
     found |= {f"{model}, rate {RATE:g}": (model, phases_of(model)) for model in COMPARED}
     tasks = [({"model": name, "seed": TUNING_SEED}, partial(deciding_rows, *each)) for name, each in found.items()]
-    work(DECIDING_NATS, tasks)
-    tasks = [
+    tasks += [
         ({"model": name, "seed": TUNING_SEED}, partial(final_state_rows, with_final_state(phases)))
         for name, phases in (
             ("final state", phases_after("published")[:-1]),

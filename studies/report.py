@@ -5,9 +5,10 @@ A table stands in the page between `<!-- NAME -->` and `<!-- end -->`; what is b
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -26,7 +27,7 @@ from real_pixels import PIECES
 from real_pixels import RESULTS as REAL_PIXELS
 from real_pixels import SEEDS as REAL_SEEDS
 from results import read
-from tables import by_seed, compared, explored, more, table, told
+from tables import Rows, by_seed, compared, explored, more, table, told
 
 from cocoa.metrics import GROUPS
 
@@ -124,11 +125,16 @@ def planned(arm: str) -> int:
 
 def by_meta_task() -> str:
     """The deciding arms' differences by groups of data sets."""
-    rows, lines, groups = read(RESULTS), [], (*GROUPS, UNSATURATED)
-    for one, other in LOOKED_INTO:
+    seeds = {(one, other): min(planned(one), planned(other)) for one, other in LOOKED_INTO}
+    return by_groups(read(RESULTS), seeds, (*GROUPS, UNSATURATED))
+
+
+def by_groups(rows: Rows, pairs: Mapping[tuple[str, str], float], groups: Sequence[str]) -> str:
+    """Differences of pairs of arms by groups of data sets, judged once a pair has as many seeds as it says."""
+    lines = []
+    for (one, other), seeds in pairs.items():
         found = [each for group in groups if (each := compare(rows, one, other, group))]
         if len(found) == len(groups):
-            seeds = min(planned(one), planned(other))
             lines.append([f"`{one}` less `{other}`", str(found[0].seeds), *(told(each, seeds) for each in found)])
     return table(["", "seeds", *groups], lines)
 
@@ -186,12 +192,8 @@ def confirmed() -> str:
 def pooled() -> str:
     """Arms that the deciding experiment and the confirmation both have, over the seeds of both."""
     rows = [*read(RESULTS), *(row for row in read(beyond.CONFIRMED) if row["backbone"] == BACKBONE)]
-    lines = []
-    for one, other in (COMPARED, ("strict", "full"), ("strict", "published"), ("published", "contrastive")):
-        found = [compare(rows, one, other, group) for group in ("All", UNSATURATED)]
-        told_here = [f"{each.mean:+.1f} [{each.outer[0]:+.1f}, {each.outer[1]:+.1f}]" for each in found if each]
-        lines.append([f"`{one}` less `{other}`", *(str(each.seeds) for each in found[:1] if each), *told_here])
-    return table(["", "seeds", "All [95 %]", f"{UNSATURATED} [95 %]"], lines)
+    pairs = (COMPARED, ("strict", "full"), ("strict", "published"), ("published", "contrastive"))
+    return by_groups(rows, dict.fromkeys(pairs, math.inf), ("All", UNSATURATED))  # nobody planned it: no verdict
 
 
 def real_pixels() -> str:

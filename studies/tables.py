@@ -47,7 +47,7 @@ def compared(
     return table(["arm", "seeds", "hit@1 (mean ± sd over seeds)", "seconds (least)", *against], lines)
 
 
-def told(found: Difference, seeds: int) -> str:
+def told(found: Difference, seeds: float) -> str:
     """A difference, its interval and, once it has all its seeds, the verdict."""
     verdict = f", {found.verdict}" if found.seeds >= seeds else ""
     return f"{found.mean:+.1f} [{found.outer[0]:+.1f}, {found.outer[1]:+.1f}]{verdict}"

@@ -3,7 +3,7 @@
 On a CPU alone a tensor that was left behind goes unnoticed. Here `.to("cuda")` and `device="cuda"` give tensors that
 say they are on the GPU, as does what is computed of them, and an operation on tensors of both is an error, as on a GPU;
 so are NumPy's view of one, and a collective of tensors of the CPU, which NCCL has not. Kernels, numbers and speed are
-those of the CPU. Modules import `gpu`, which is a fixture.
+those of the CPU.
 """
 
 from __future__ import annotations
@@ -36,13 +36,10 @@ READS = {Tensor.device.__get__: GPU, Tensor.is_cuda.__get__: True, Tensor.is_cpu
 CUDA = {
     "is_available": True,
     "device_count": 1,
-    "current_device": 0,
     "set_device": None,
-    "synchronize": None,
     "empty_cache": None,
     "is_bf16_supported": True,
     "get_device_name": "pretended",
-    "get_device_capability": (9, 0),
     "max_memory_allocated": 1,
     "reset_peak_memory_stats": None,
     "manual_seed_all": None,
@@ -171,13 +168,6 @@ def pretend_gpu() -> Iterator[None]:
         with places, _Calls(places):
             yield
         AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture
-def gpu() -> Iterator[None]:
-    """`pretend_gpu` while a test runs."""
-    with pretend_gpu():
-        yield
 
 
 def _gloo(begin: Any, *args: Any, **options: Any) -> None:

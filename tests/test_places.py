@@ -3,10 +3,10 @@
 import pytest
 import torch
 import yaml
-from pretend_gpu import GPU, gpu  # noqa: F401
+from pretend_gpu import GPU, pretend_gpu
 from short_run import NAMES, short_recipe
 from test_training import STAGES, make_trainer
-from test_varlen import calls  # noqa: F401
+from test_varlen import taken_to_work
 from toy import pictures, with_adapters
 from typer.testing import CliRunner
 
@@ -16,7 +16,12 @@ from cocoa.cli import app
 from cocoa.embedding import embedder_of
 from cocoa.pairs import Side
 
-pytestmark = pytest.mark.usefixtures("gpu")
+
+@pytest.fixture(autouse=True)
+def gpu():
+    """In all tests here."""
+    with pretend_gpu():
+        yield
 
 
 def test_tensors_are_kept_apart():
@@ -51,7 +56,8 @@ def test_a_stage_trains_on_the_device(tiny_backbone, tmp_path, stage):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["contrastive", "eos_bridge"])
-def test_attention_in_one_call_has_what_it_needs_there(tiny_backbone, tmp_path, stage, calls):  # noqa: F811
+def test_attention_in_one_call_has_what_it_needs_there(tiny_backbone, tmp_path, stage, monkeypatch):
+    calls = taken_to_work(monkeypatch)
     make_trainer(stage, tiny_backbone("qwen2_5_vl"), tmp_path, use_cpu=False).train()
     assert calls
 

@@ -33,9 +33,8 @@ def rendition(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, win
     return torch.cat(found)
 
 
-@pytest.fixture
-def calls(monkeypatch):
-    """The rendition in the kernel's place, taken to work; what it was called with."""
+def taken_to_work(monkeypatch):
+    """The rendition in the kernel's place; what it is called with."""
     made = []
 
     def call(*args, **options):
@@ -45,6 +44,12 @@ def calls(monkeypatch):
     monkeypatch.setattr(varlen, "_kernel", call)
     monkeypatch.setattr(varlen, "works", lambda query, key: True)
     return made
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What the rendition, taken to work, is called with."""
+    return taken_to_work(monkeypatch)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
