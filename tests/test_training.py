@@ -397,6 +397,7 @@ def test_a_finished_training_takes_no_step_when_started_again(tiny_backbone, tmp
         (eos_bridge.EosBridgeArguments, {"eval_on_start": True}, "eval_strategy, eval_on_start: only the contrastive"),
         (eos_bridge.EosBridgeArguments, {"save_only_model": True}, "save_only_model: a restart would not be exact"),
         (contrastive.ContrastiveArguments, {"label_smoothing_factor": 0.1}, "label_smoothing_factor: the losses are"),
+        (contrastive.ContrastiveArguments, {"use_liger_kernel": True}, "use_liger_kernel: its patches do not reach"),
         (contrastive.ContrastiveArguments, {"dataloader_drop_last": False}, "dataloader_drop_last: a batch is always"),
         (contrastive.ContrastiveArguments, {"data_seed": 3}, "data_seed: seed decides"),
         (

@@ -29,6 +29,7 @@ _REFUSED = {
     "data_seed": "seed decides the order of rows too",
     "train_sampling_strategy": "rows come in an order of their own, which does not depend on the machine",
     "per_device_eval_batch_size": "held-out rows are embedded in batches of equal work",
+    "use_liger_kernel": "its patches do not reach the model inside a stage",
 }
 """Of `TrainingArguments`, what a stage cannot obey, and why."""
 
