@@ -17,6 +17,8 @@ SMALLEST = 1.0
 
 UNSATURATED = "Retrieval and Grounding"
 """A group of our own: the meta-tasks in which arms can still gain."""
+PICTURES = "Pictures by captions"
+"""A group of our own: the data sets whose queries are captions, of Retrieval."""
 
 Hits = Mapping[str, np.ndarray]
 """By data set, (seeds, queries): whether the right candidate came first, or the share of a few queries whose did."""
@@ -91,7 +93,7 @@ def _variance_of_queries(change: np.ndarray) -> float:
 
 
 def bootstrap(one: Hits, other: Hits, resamples: int = 10_000) -> tuple[float, float]:
-    """The 95 % interval of the same mean by drawing seeds and queries with replacement; wider, see `difference`."""
+    """The 95 % interval of the same mean by drawing seeds and queries with replacement; see `difference`."""
     rng, total = np.random.default_rng(0), np.zeros(resamples)
     names = members(one, "All")
     seeds = len(next(iter(one.values())))
@@ -129,6 +131,8 @@ def members(names: Iterable[str], group: str) -> list[str]:
     names = list(names)
     if group == UNSATURATED:
         return [*members(names, "Retrieval"), *members(names, "Grounding")]
+    if group == PICTURES:
+        return [name for name in names if "_t2i" in name]
     known = [name for name in group_members(names)[group] if name in names]
     return names if not any(find_dataset(name) for name in names) else known
 

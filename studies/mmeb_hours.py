@@ -24,8 +24,8 @@ STAGES = {
     "3 contrastive": (2000 * 1024, IMAGES_A_PAIR, 0),
 }
 """Rows seen, images of each, and parameters of the head."""
-RUNS = {"contrastive only": ("3",), "full": ("2", "3"), "published": ("1", "2", "3"), "strict": ("2", "3")}
-"""Stages that each run trains: `full` and `strict` begin with the first stage of `published`."""
+RUNS = {"contrastive only": ("3",), "full": ("2", "3"), "published": ("2", "3"), "strict": ("2", "3")}
+"""Stages that each run trains alone: all but the first share stage 1, which `published` trains."""
 
 
 def stage_hours(tflops: float = 400.0, devices: int = 8) -> dict[str, float]:

@@ -5,18 +5,17 @@ A table stands in the page between `<!-- NAME -->` and `<!-- end -->`; what is b
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
 import beyond
-from arms_compared import UNSATURATED, bootstrap, compare, paired
+import over_seeds
 from bridge import DECIDING_NATS, NATS, ZERO_SHOT
-from deciding import ARMS, BACKBONE, COMPARED, HIGH, PAIRS, RESULTS, SIZES, SPREAD, TUNING, TURNS
+from deciding import BACKBONE, COMPARED, PAIRS, SIZES, SPREAD, TUNING
 from factors import OTHER_BACKBONE, OVER_PAIRS, PAIR_COUNTS, found_with
 from mmeb_hours import run_hours, stage_hours
 from nats import CLASSES
@@ -27,20 +26,11 @@ from real_pixels import PIECES
 from real_pixels import RESULTS as REAL_PIXELS
 from real_pixels import SEEDS as REAL_SEEDS
 from results import read
-from tables import Rows, by_seed, compared, explored, more, table, told
+from tables import by_seed, compared, explored, more, table
 
 from cocoa.metrics import GROUPS
 
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
-BASELINES = ("full", "published", "contrastive")
-"""What every arm of the deciding experiment is compared with."""
-LOOKED_INTO = (
-    *(("published", other) for other in ("full", "shuffled", "contrastive")),
-    HIGH,
-    *((arm, "contrastive") for arm in ("stage-1", "contrastive-mean")),
-    *(("moca", "contrastive-mean"), ("coma", "contrastive-causal")),
-)
-"""Arms whose difference is told by groups of data sets; the last two are MoCa and CoMa and what they are without it."""
 
 
 def bridge_nats(file: Path = NATS) -> str:
@@ -118,40 +108,6 @@ def spread() -> str:
     return table(["pairs a set", *COMPARED, "difference (mean ± sd over seeds)"], lines)
 
 
-def planned(arm: str) -> int:
-    """The seeds that an arm of the deciding experiment is to have."""
-    return sum(len(seeds) for arms, seeds in TURNS if arm in arms)
-
-
-def by_meta_task() -> str:
-    """The deciding arms' differences by groups of data sets."""
-    seeds = {(one, other): min(planned(one), planned(other)) for one, other in LOOKED_INTO}
-    return by_groups(read(RESULTS), seeds, (*GROUPS, UNSATURATED))
-
-
-def by_groups(rows: Rows, pairs: Mapping[tuple[str, str], float], groups: Sequence[str]) -> str:
-    """Differences of pairs of arms by groups of data sets, judged once a pair has as many seeds as it says."""
-    lines = []
-    for (one, other), seeds in pairs.items():
-        found = [each for group in groups if (each := compare(rows, one, other, group))]
-        if len(found) == len(groups):
-            lines.append([f"`{one}` less `{other}`", str(found[0].seeds), *(told(each, seeds) for each in found)])
-    return table(["", "seeds", *groups], lines)
-
-
-def deciding() -> str:
-    """The deciding experiment: the comparison it is about, and every arm."""
-    rows, (one, other) = read(RESULTS), COMPARED
-    found = compare(rows, one, other)
-    if found is None:
-        return table([], [])
-    low, high = bootstrap(*paired(rows, one, other))
-    plain = f"A plain bootstrap over seeds and queries: [{low:+.1f}, {high:+.1f}]."
-    inner = f"90 %: [{found.inner[0]:+.1f}, {found.inner[1]:+.1f}]"
-    head = f"**`{one}` less `{other}`: {told(found, planned(one))}** (95 %; {inner}"
-    return f"{head}; {found.seeds} seeds). {plain}\n\n{compared(rows, ARMS, BASELINES, planned)}"
-
-
 def factors() -> str:
     """One factor at a time, on the first backbone and the usual number of pairs."""
     return explored(found_with(BACKBONE, PAIRS), "published")
@@ -177,25 +133,6 @@ def bridges() -> str:
     return explored([*beyond.baseline_rows(), *read(beyond.EXPLORED)], "published")
 
 
-def confirmed() -> str:
-    """What was chosen of them, on fresh seeds."""
-    parts = []
-    for backbone in beyond.BACKBONES:
-        rows = [row for row in read(beyond.CONFIRMED) if row["backbone"] == backbone]
-        if not rows:  # the other backbone, where there is nothing to confirm
-            continue
-        arms = dict.fromkeys(row["arm"] for row in rows)
-        parts.append(f"{backbone}:\n\n{compared(rows, arms, beyond.BASELINES, lambda _: len(beyond.FRESH))}")
-    return "\n\n".join(parts)
-
-
-def pooled() -> str:
-    """Arms that the deciding experiment and the confirmation both have, over the seeds of both."""
-    rows = [*read(RESULTS), *(row for row in read(beyond.CONFIRMED) if row["backbone"] == BACKBONE)]
-    pairs = (COMPARED, ("strict", "full"), ("strict", "published"), ("published", "contrastive"))
-    return by_groups(rows, dict.fromkeys(pairs, math.inf), ("All", UNSATURATED))  # nobody planned it: no verdict
-
-
 def real_pixels() -> str:
     """Digits and photographs."""
     parts = []
@@ -208,10 +145,10 @@ def real_pixels() -> str:
 
 
 def mmeb_hours() -> str:
-    """Hours of the runs on MMEB."""
-    return table(
-        ["run", "hours on 8 devices"], [[run, f"{value:.1f}"] for run, value in run_hours(stage_hours()).items()]
-    )
+    """Hours of the runs on MMEB, and of the stage that three of them share."""
+    taken = stage_hours()
+    runs = {"stage 1, for all but the first": taken["1 joint reconstruction"]} | run_hours(taken)
+    return table(["run", "hours on 8 devices"], [[run, f"{value:.1f}"] for run, value in runs.items()])
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -223,14 +160,17 @@ TABLES: dict[str, Callable[[], str]] = {
     "sizes": sizes,
     "tuning": tuning,
     "spread": spread,
-    "deciding": deciding,
-    "by meta-task": by_meta_task,
+    "deciding": over_seeds.deciding,
+    "by meta-task": over_seeds.by_meta_task,
     "factors": factors,
     "over pairs": over_pairs,
     "bridges": bridges,
     "bridges straight": partial(zero_shot, beyond.STRAIGHT, "arm"),
-    "confirmed": confirmed,
-    "pooled": pooled,
+    "confirmed": over_seeds.confirmed,
+    "pooled": over_seeds.pooled,
+    "leads": over_seeds.leads,
+    "single seeds": over_seeds.single_seeds,
+    "grounding lost": over_seeds.grounding_lost,
     "real pixels": real_pixels,
     "hours": mmeb_hours,
 }

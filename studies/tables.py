@@ -20,7 +20,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def compared(
-    rows: Rows, arms: Iterable[str], baselines: Sequence[str], seeds_of_arm: Callable[[str], int], together: int = 1
+    rows: Rows,
+    arms: Iterable[str],
+    baselines: Sequence[str],
+    seeds_of_arm: Callable[[str], float],
+    together: int = 1,
+    second: str | None = None,
 ) -> str:
     """Every arm's hit@1, and its difference to the baselines on the seeds that both have.
 
@@ -28,8 +33,9 @@ def compared(
         rows: of a results file.
         arms: in order; those without a row are left out.
         baselines: what each is compared with.
-        seeds_of_arm: how many an arm is to have; before, nothing is judged.
+        seeds_of_arm: how many an arm is to have; two are judged once they share as many as one of them is to have.
         together: see `stacked`.
+        second: a group of data sets whose hit@1 is told too.
     """
     lines = []
     for arm in arms:
@@ -38,13 +44,27 @@ def compared(
         values = averages(stacked(rows, arm, seeds)).tolist()
         deviation = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
         seconds = min(float(row["seconds"]) for row in rows if row["arm"] == arm)
-        cells = [arm, str(len(seeds)), f"{mean(values):.1f}{deviation}", f"{seconds:.0f}"]
+        cells = [arm, str(len(seeds)), f"{mean(values):.1f}{deviation}"]
+        if second:
+            cells.append(f"{averages(stacked(rows, arm, seeds), second).mean():.1f}")
+        cells.append(f"{seconds:.0f}")
         for baseline in baselines:
             found = None if arm == baseline else compare(rows, arm, baseline, together=together)
             cells.append(told(found, min(map(seeds_of_arm, (arm, baseline)))) if found else "")
         lines.append(cells)
     against = [f"less `{baseline}` [95 %]" for baseline in baselines]
-    return table(["arm", "seeds", "hit@1 (mean ± sd over seeds)", "seconds (least)", *against], lines)
+    told_too = [second] if second else []
+    return table(["arm", "seeds", "hit@1 (mean ± sd over seeds)", *told_too, "seconds (least)", *against], lines)
+
+
+def by_groups(rows: Rows, pairs: Mapping[tuple[str, str], float], groups: Sequence[str]) -> str:
+    """Differences of pairs of arms by groups of data sets, judged once a pair has as many seeds as it says."""
+    lines = []
+    for (one, other), seeds in pairs.items():
+        found = [each for group in groups if (each := compare(rows, one, other, group))]
+        if len(found) == len(groups):
+            lines.append([f"`{one}` less `{other}`", str(found[0].seeds), *(told(each, seeds) for each in found)])
+    return table(["", "seeds", *groups], lines)
 
 
 def told(found: Difference, seeds: float) -> str:
