@@ -9,6 +9,7 @@ import deciding
 import factors
 import mmeb_hours
 import numpy as np
+import over_seeds
 import probes
 import pytest
 import report
@@ -513,12 +514,68 @@ def test_the_page_has_the_tables_of_the_files():
     assert sorted(set(re.findall(r"<!-- (.*?) -->", page)) - {"end"}) == sorted(report.TABLES)
 
 
-def test_published_begins_what_the_others_go_on_with():
-    hours = mmeb_hours.run_hours(mmeb_hours.stage_hours())
+def test_all_but_the_first_run_share_stage_1():
     stages = mmeb_hours.stage_hours()
-    assert hours["published"] == pytest.approx(sum(stages.values()))
-    assert hours["full"] == hours["strict"] < hours["published"]
+    alone = mmeb_hours.run_hours(stages)
+    assert alone["published"] == alone["full"] == alone["strict"]
+    assert alone["published"] + stages["1 joint reconstruction"] == pytest.approx(sum(stages.values()))
     assert mmeb_hours.stage_hours(tflops=800)["2 EOS-bridge"] == pytest.approx(stages["2 EOS-bridge"] / 2)
+
+
+def rows_of(arm, seeds, hits):
+    """Of a results file: every seed has the same hits by data set."""
+    return [
+        {"arm": arm, "seed": str(seed), "backbone": "mini-qwen2-vl", "seconds": "1"} | row
+        for seed in seeds
+        for row in results.hit_rows(hits)
+    ]
+
+
+def told_by(monkeypatch, make, deciding_rows, fresh_rows=()):
+    files = {over_seeds.RESULTS: deciding_rows, beyond.CONFIRMED: list(fresh_rows)}
+    monkeypatch.setattr(over_seeds, "read", files.__getitem__)
+    return make()
+
+
+def test_runs_that_hardly_learn_to_ground_are_counted(monkeypatch):
+    hits = {share: {"SceneGrounding": np.arange(100) < share} for share in (84, 85, 95)}
+    rows = [
+        row for arm in over_seeds.ARMS for seed, own in enumerate(hits.values()) for row in rows_of(arm, [seed], own)
+    ]
+    told = told_by(monkeypatch, over_seeds.grounding_lost, rows, rows_of("strict", [301], hits[84]))
+    assert "| published | 3 | 1 | 84.0 | 85.0 |" in told
+    assert "| strict | 4 | 2 | 84.0 | 84.5 |" in told
+
+
+def test_a_seed_alone_is_judged_by_its_queries(monkeypatch):
+    more, less = {"SceneObjects": np.ones(200, bool)}, {"SceneObjects": np.arange(200) < 100}
+    rows = [*rows_of("published", [1, 2, 3], more), *rows_of("full", [1, 2], less), *rows_of("full", [3], more)]
+    fresh = [*rows_of("published", [301], less), *rows_of("full", [301], more)]
+    told = told_by(monkeypatch, over_seeds.single_seeds, rows, fresh)
+    assert "4 seeds" in told and "better in 2 and worse in 1" in told
+
+
+def test_leads_are_told_of_old_seeds_new_ones_and_both(monkeypatch):
+    more = {name: np.ones(50, bool) for name in ("SceneGrounding", "Scenes_t2i", "Scenes_i2t")}
+    less = more | {"Scenes_t2i": np.zeros(50, bool)}
+    rows = [
+        row
+        for one, other in (over_seeds.COMPARED, over_seeds.HIGH)
+        for row in rows_of(one, [1, 2], more) + rows_of(other, [1, 2], less)
+    ]
+    fresh = rows_of("published", [301, 302], less) + rows_of("full", [301, 302], less)
+    told = told_by(monkeypatch, over_seeds.leads, rows, fresh)
+    assert "| 1 to 16 | +0.0 [+0.0, +0.0] | +100.0 [+100.0, +100.0] |" in told
+    assert "| 301 to 308 | +0.0 [+0.0, +0.0] | +0.0 [+0.0, +0.0] |" in told
+    assert "| all of them | +0.0 [+0.0, +0.0] | +50.0" in told
+
+
+def test_only_what_was_confirmed_is_judged_on_fresh_seeds(monkeypatch):
+    seeds, hits = beyond.FRESH, {"Scenes_i2t": np.arange(50) < 30}
+    rows = [row for arm in ("full", "published", "final state") for row in rows_of(arm, seeds, hits)]
+    told = told_by(monkeypatch, over_seeds.confirmed, [], rows)
+    assert told.count("equal") == 2
+    assert all("equal" in line for line in told.splitlines() if line.startswith("| final state"))
 
 
 def test_embeddings_straight_after_a_bridge_have_seen_no_contrastive_step(monkeypatch):
