@@ -18,7 +18,7 @@ from transformers import AutoProcessor
 
 from cocoa import varlen
 from cocoa.adapters import Lora, add_adapters
-from cocoa.architectures import MODEL_CLASSES, load_config, locate
+from cocoa.architectures import MODEL_CLASSES, load_config, locate, recompute_activations
 from cocoa.backbone import Backbone, budget_of
 from cocoa.corruption import IGNORE_INDEX
 from cocoa.pairs import Pair, Side
@@ -103,7 +103,7 @@ def build_for(args: argparse.Namespace) -> Backbone:
     if args.by_length:
         varlen.works = lambda query, key: False
     if args.checkpointing:
-        backbone.model.activation_checkpointing_enable()
+        recompute_activations(backbone.model)
     if args.compile:
         for layer in backbone.model.model.language_model.layers:
             layer.compile(dynamic=True)

@@ -67,6 +67,8 @@ def test_a_split_model_is_shared_but_for_what_is_whole():
     one, split = (stage_memory([TEXT], rows_at_once=4, **sizes, **how) for how in ({}, {"shares": 4, "whole": 30}))
     assert (split.weights, split.states) == ((90 * 2 + 10 * 4) // 4 + 30, 10 * 12 // 4)
     assert (split.activations, split.checkpointed) == (one.activations, one.checkpointed)
+    passes = stage_memory([TEXT], rows_at_once=4, **sizes, exchanged=True)
+    assert passes.states == one.states + 10 * 4  # gradients of several passes, beside those that are exchanged
     assert whole_bytes(frozen=5, trained=3, frozen_bytes=2) == 5 * 2 + 3 * 4 + 3 * 4  # the gradient with it
 
 

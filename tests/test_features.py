@@ -7,6 +7,7 @@ from test_training import distance, make_trainer, weights
 
 from cocoa import features
 from cocoa.adapters import Lora, add_adapters
+from cocoa.architectures import recompute_activations
 from cocoa.features import keep_features
 from cocoa.pairs import Side
 
@@ -34,6 +35,33 @@ def test_cached_features_train_what_pixels_train(tiny_backbone, tmp_path, stage)
     assert distance(*trained) < 1e-5
     images = {id(side.image) for side in trainer.train_dataset.images() if side.image is not None}
     assert seen[1] == 9 * len(images) < seen[0]  # nine merged tokens an image
+
+
+@pytest.mark.parametrize("stage", ["contrastive", pytest.param("eos_bridge", marks=pytest.mark.slow)])
+def test_no_gradient_goes_through_a_frozen_tower(tiny_backbone, tmp_path, stage):
+    """With gradient checkpointing neither, which trains the same."""
+    trained = []
+    for checkpointing in (False, True):
+        backbone, reached = tiny_backbone(), []
+        torch.manual_seed(0)
+        add_adapters(backbone.model, Lora(vision=(), dropout=0.0), [backbone.mask_token_id])
+        backbone.model.model.visual.register_forward_hook(
+            lambda module, args, output, reached=reached: reached.append(output.pooler_output.requires_grad)
+        )
+        folder = tmp_path / str(checkpointing)
+        trainer = make_trainer(stage, backbone, folder, gradient_checkpointing=checkpointing, max_steps=3)
+        trainer.train()
+        trained.append(weights(trainer))
+        assert reached and not any(reached)
+    assert distance(*trained) < 1e-5
+
+
+def test_reentrant_checkpointing_has_the_gradients_that_it_needs(tiny_backbone):
+    model = tiny_backbone().model
+    model.requires_grad_(False)
+    for reentrant in (False, True):
+        recompute_activations(model, activation_checkpointing_kwargs={"use_reentrant": reentrant})
+        assert model.get_input_embeddings()(torch.tensor([[1]])).requires_grad == reentrant
 
 
 def test_what_is_known_of_other_sides_keeps_its_bytes(tiny_backbone):

@@ -313,7 +313,8 @@ def test_devices_share_batch_and_time(recipe, found):
         preview(recipe, split=True)
     for held, shared in zip(two.stages, preview(recipe, devices=2, split=True).stages, strict=True):
         before, after = held.estimate.memory, shared.estimate.memory
-        assert after.states == before.states // 2
+        bytes_each = 16 if held.name == "contrastive" else 12  # its passes add gradients up beside those exchanged
+        assert after.states == before.states * 12 // bytes_each // 2
         assert after.weights > before.weights // 2  # a tiny model is mostly what is whole
 
 

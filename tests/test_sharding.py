@@ -1,6 +1,7 @@
 """FSDP2 in one process: what is refused and why, the shipped configurations, and what evens processes out."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from test_training import make_trainer
 from toy import row_of
 
 from cocoa.errors import CocoaError
-from cocoa.stages.sharding import check_strategy, even_out
+from cocoa.stages.sharding import check_strategy, even_out, without_exchange
 
 CONFIGS = Path(__file__).parents[1] / "recipes" / "accelerate"
 MARKS = ("ACCELERATE_USE_", "FSDP_")
@@ -61,6 +62,15 @@ def test_a_stage_cannot_ask_for_itself():
         check_strategy(None, {"zero_optimization": {"stage": 3}})
     with pytest.raises(CocoaError, match="fsdp: a run is split as a whole"):
         check_strategy(True, None)
+
+
+def test_a_split_model_exchanges_the_gradients_of_every_pass():
+    """What it does not exchange each device holds whole."""
+    asked = []
+    for split in (True, False):
+        accelerator = SimpleNamespace(is_fsdp2=split, no_sync=lambda model: asked.append(model) or nullcontext())
+        with without_exchange("model", accelerator):
+            assert asked == ([] if split else ["model"])
 
 
 class Beside:

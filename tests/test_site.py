@@ -21,7 +21,13 @@ ROOT = Path(__file__).parents[1]
 RECIPES_PAGE = (ROOT / "docs" / "recipes.md").read_text()
 NOT_A_RECIPES = {"on_bad_row", "max_bad_share", "hard_negatives"}
 """Arguments of stages that a recipe gives in `data:`."""
-NEEDED = {"dataloader_drop_last", "remove_unused_columns", "ddp_find_unused_parameters", "eval_strategy"}
+NEEDED = {
+    "dataloader_drop_last",
+    "remove_unused_columns",
+    "ddp_broadcast_buffers",
+    "ddp_find_unused_parameters",
+    "eval_strategy",
+}
 """Defaults unlike transformers' that the stages need as they are."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -64,6 +64,20 @@ def quicken_tower(model: PreTrainedModel | None) -> None:
         model.set_attn_implementation({"vision_config": CHUNKED})
         patches = model.base_model.visual.patch_embed
         patches.forward = partial(_embed_patches, patches.proj)
+
+
+def recompute_activations(model: PreTrainedModel, **kwargs: Any) -> None:
+    """Gradient checkpointing whose backward pass ends where nothing below is trained, as in front of a frozen tower.
+
+    The library has embeddings and patches ask for gradients, which reentrant checkpointing alone needs.
+
+    Args:
+        model: with or without its head.
+        **kwargs: of `activation_checkpointing_enable`.
+    """
+    model.activation_checkpointing_enable(**kwargs)
+    if not (kwargs.get("activation_checkpointing_kwargs") or {}).get("use_reentrant"):
+        model.disable_input_require_grads()
 
 
 def _embed_patches(convolution: nn.Conv3d, patches: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ LOGIT_BYTES = 16
 """Bytes of one logit: four float32 copies at the peak (masked, softmax, and the gradient of each)."""
 ASSUMPTIONS = (
     "Memory: a device holds all weights (with --split its share of them, and whole what lies outside the layers and "
-    "two layers), the trained ones with gradient and AdamW states in float32, and its sequences, all taken to be as "
-    "long as the longest seen. Activations are a rule of thumb. Nothing for buffers and fragmentation: allow 10 to "
-    "20 % more.",
+    "two layers), the trained ones with gradient (two, where several devices add up several passes) and AdamW states "
+    "in float32, and its sequences, all taken to be as long as the longest seen. Activations are a rule of thumb. "
+    "Nothing for buffers and fragmentation: allow 10 to 20 % more.",
     "Time: each device reaches the throughput that --tflops says (400 is 40 % of an H100's dense bfloat16 "
     "peak). Per token and parameter 6 operations where it is trained and 4 where it is frozen, 2 more for "
     "gradient checkpointing and 2 more for GradCache's extra forward pass. Nothing for padding, attention "
@@ -161,6 +161,7 @@ def stage_memory(
     passes: int = 1,
     shares: int = 1,
     whole: int = 0,
+    exchanged: bool = False,
 ) -> Memory:
     """Memory of a training step on one device.
 
@@ -178,6 +179,8 @@ def stage_memory(
         passes: forward passes that are kept at a time.
         shares: devices that weights, gradients and states are split over.
         whole: bytes of weights that a device has beside its share; see `whole_bytes`.
+        exchanged: devices have exchanged gradients before, in buffers that stay; new ones of several passes are added
+            up beside them.
     """
     stream_bytes = TRAINED_BYTES if tuning == "full" else element_bytes
     lowered = tuning == "full" and element_bytes < TRAINED_BYTES
@@ -194,7 +197,7 @@ def stage_memory(
         largest_layer = max(largest_layer, one)
     return Memory(
         weights=weight_bytes(frozen, trained, frozen_bytes) // shares + whole,
-        states=trained * STATE_BYTES // shares,
+        states=trained * (STATE_BYTES + TRAINED_BYTES * exchanged) // shares,
         activations=activations,
         checkpointed=min(activations, inputs + max(largest_layer, copies)),
         logits=round(logits * LOGIT_BYTES),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cocoa import blocks
+from cocoa.architectures import recompute_activations
 from cocoa.attention import BridgeLayout
 from cocoa.backbone import Backbone
 from cocoa.batching import filled
@@ -130,7 +131,7 @@ class PackedEmbedder(nn.Module):
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Recompute the backbone's activations in the backward pass."""
-        self.model.activation_checkpointing_enable(**kwargs)
+        recompute_activations(self.model, **kwargs)
 
     def forward(self, *rows: Mapping[str, Any]) -> Tensor:
         """Embeddings of rows of `pack`, one row after the other: (B of all, D), pooled and normalised in float32."""

@@ -102,6 +102,7 @@ def estimate_stage(
         stacks.append(_stack(decoder, size._replace(layers=1), tokens, longest))
 
     rows = rows_at_once(args, devices, longest)
+    kept = passes_kept(args, devices, rows)
     trained = sum(trained_by_place(model).values())
     tuning: Tuning = "full" if recipe.lora is None else "dora" if recipe.lora.dora else "lora"
     memory = stage_memory(
@@ -113,9 +114,10 @@ def estimate_stage(
         tuning=tuning,
         rows_at_once=rows,
         logits=min(rows * predicted * text.vocab_size, LOGITS_AT_ONCE),
-        passes=passes_kept(args, devices, rows),
+        passes=kept,
         shares=devices if split else 1,
         whole=whole_at_once(model, inner._no_split_modules, recipe.load_dtype.itemsize) if split else 0,
+        exchanged=devices > 1 and not split and kept * rows < sequences_of(args, devices),
     )
     checkpointing = bool(args.gradient_checkpointing)
     flops = stage_flops(stacks, pairs_seen, checkpointing, embedded_twice(args, devices, tokens))

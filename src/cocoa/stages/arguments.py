@@ -38,9 +38,9 @@ _REFUSED = {
 class StageArguments(TrainingArguments):
     """Arguments that every stage shares, over `TrainingArguments` (whose other names work, but for `_REFUSED`).
 
-    Defaults that differ from transformers: `dataloader_drop_last` and `remove_unused_columns` are what the
-    stages need; `learning_rate` 2e-5, `warmup_steps` 0.05 (a share), `logging_steps` 10, `save_steps` 0.1
-    (a share), `save_total_limit` 2.
+    Defaults that differ from transformers: `dataloader_drop_last`, `remove_unused_columns` and `ddp_broadcast_buffers`
+    (no buffer changes) are what the stages need; `learning_rate` 2e-5, `warmup_steps` 0.05 (a share), `logging_steps`
+    10, `save_steps` 0.1 (a share), `save_total_limit` 2.
 
     Args:
         batch_size: pairs a step over all devices and accumulation steps; what does not divide is an error.
@@ -73,6 +73,7 @@ class StageArguments(TrainingArguments):
     save_total_limit: int | None = 2
     dataloader_drop_last: bool = True
     remove_unused_columns: bool | None = False
+    ddp_broadcast_buffers: bool | None = False
 
     def __post_init__(self) -> None:
         check_strategy(self.fsdp, self.deepspeed)  # before the library looks for DeepSpeed

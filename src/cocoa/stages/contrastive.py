@@ -31,7 +31,7 @@ from cocoa.sources import read_pairs
 from cocoa.special_tokens import COMPRESSION_TOKENS
 from cocoa.stages.arguments import StageArguments, check_range
 from cocoa.stages.sampling import SAMPLINGS, DatasetSampling, GlobalBatchSampler
-from cocoa.stages.sharding import gathered_root
+from cocoa.stages.sharding import gathered_root, without_exchange
 from cocoa.stages.start import stage_adapters, stage_backbone
 from cocoa.stages.training import StageTrainer
 from cocoa.validation import InPoolEvaluator, readable
@@ -247,7 +247,7 @@ class ContrastiveTrainer(StageTrainer):
                 self.args.matryoshka_dims,
             )
 
-        alone = partial(self.accelerator.no_sync, model)
+        alone = partial(without_exchange, model, self.accelerator)
         kept, backward = self.args.passes_kept, self.accelerator.backward
         loss = cached_loss(model, inputs["passes"], loss_of, kept, backward, alone)
         return (loss, {}) if return_outputs else loss

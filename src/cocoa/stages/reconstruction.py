@@ -11,6 +11,7 @@ import torch
 from peft.utils import TrainableTokensWrapper
 from torch import Tensor, nn
 
+from cocoa.architectures import recompute_activations
 from cocoa.backbone import Backbone
 from cocoa.blocks import IN_BLOCKS, Layout
 from cocoa.corruption import IGNORE_INDEX
@@ -18,6 +19,7 @@ from cocoa.packing import by_length, final_states, pack
 from cocoa.reconstruction import PatchDecoder, TokenPrediction, patch_loss, predict_tokens
 from cocoa.stages.content import ContentDataset
 from cocoa.stages.sampling import GlobalBatchSampler
+from cocoa.stages.sharding import without_exchange
 from cocoa.stages.start import Adapters
 from cocoa.stages.training import StageTrainer
 
@@ -58,7 +60,7 @@ class Reconstructor(nn.Module):
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Recompute the backbone's activations in the backward pass."""
-        self.model.activation_checkpointing_enable(**kwargs)
+        recompute_activations(self.model, **kwargs)
 
     def predict(
         self,
@@ -154,7 +156,7 @@ class ReconstructionTrainer(StageTrainer):
         """The loss of all passes, their gradients summed; devices exchange them once."""
         *first, last = inputs["passes"]
         losses = []
-        with self.accelerator.no_sync(model):
+        with without_exchange(model, self.accelerator):
             for each in first:
                 losses.append(super().training_step(model, each, num_items_in_batch))
         losses.append(super().training_step(model, last, num_items_in_batch))

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.optim import Optimizer
 from transformers.trainer import OPTIMIZER_NAME
@@ -95,6 +95,14 @@ def prepare(model: Any, accelerator: Accelerator) -> None:
             return forward(*args, **kwargs)
 
     model.forward = computed
+
+
+def without_exchange(model: nn.Module, accelerator: Accelerator) -> AbstractContextManager[None]:
+    """Within it the devices do not exchange the gradients of a backward pass, which more passes add to.
+
+    Those of a split model do all the same: what is not exchanged each device holds whole, for the whole model.
+    """
+    return nullcontext() if accelerator.is_fsdp2 else accelerator.no_sync(model)
 
 
 @contextmanager

@@ -79,7 +79,9 @@ class StageTrainer(Trainer):
         self.trained = adapters.what if adapters else "all weights"
         self.left_out: dict[str, Counter[str]] = {}
         super().__init__(**kwargs)
-        self.accelerator.ddp_handler.gradient_as_bucket_view = True  # else devices have their gradients twice
+        self.accelerator.ddp_handler.gradient_as_bucket_view = (
+            True  # else gradients are there twice in a step of one pass
+        )
         if self.is_fsdp_enabled:
             sharding.prepare(self.model, self.accelerator)
         self.remove_callback(PrinterCallback)
