@@ -17,6 +17,12 @@ set -euo pipefail
 OUTPUT=${OUTPUT:-runs/mmeb} GPUS=${GPUS:-8} SEED=${SEED:-42} BACKBONE=${BACKBONE:-Qwen/Qwen2-VL-2B-Instruct}
 recipes=${RECIPES:-$(dirname "$0")/../recipes}
 
+for data in "$TRAIN" "$EVAL"; do # every row read, every image decoded: a bad one is known now, and not after hours
+    seen=$OUTPUT/validated$(tr / - <<<"$data")
+    [ -e "$seen" ] || cocoa validate "$data" # mend what it finds, or let `train` below have data.on_bad_row=skip
+    mkdir -p "$OUTPUT" && touch "$seen"
+done
+
 train() { # name, recipe, overrides
     local name=$1 recipe=$2
     shift 2

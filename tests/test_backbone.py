@@ -100,6 +100,7 @@ def test_the_attention_flag_is_saved_and_kept(variant, tiny_backbone, tmp_path):
 
 def test_attention_stays_as_the_checkpoint_says(tiny_backbone):
     untouched = tiny_backbone(attention=None)
+    assert untouched.form.attention == "causal"
     sequence = untouched.encode_side(Side(text="a cat"))
     first, changed = (states(untouched, [s])[0] for s in (sequence, with_last_token(sequence, 65)))
     assert torch.equal(first[0], changed[0]), "an untouched backbone is causal"

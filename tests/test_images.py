@@ -97,6 +97,15 @@ def test_broken_exif_data_does_not_hide_an_image(tmp_path):
     assert load_image(str(path)).size == (32, 64)
 
 
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0II*\0"])
+def test_exif_data_that_cannot_be_read_turns_nothing(tmp_path, kind, exif):
+    path = tmp_path / f"broken.{kind}"
+    Image.new("RGB", (64, 32), "blue").save(path, exif=exif, dpi=(72, 72))  # else Pillow reads it when it opens a JPEG
+    assert inspect_image(str(path)).fault == ""
+    assert load_image(str(path)).size == (64, 32)
+
+
 @pytest.mark.parametrize("resize", ["aspect", "square"])
 @pytest.mark.parametrize(
     ("size", "decoded"), [((400, 300), (400, 300)), ((901, 640), (451, 320)), ((1600, 3201), (200, 401))]

@@ -99,7 +99,8 @@ class Backbone:
     @property
     def form(self) -> Form:
         """How this backbone is read as an embedding model."""
-        attention: Attention = "causal" if self.model.config.text_config.is_causal else "bidirectional"
+        causal = getattr(self.model.config.text_config, "is_causal", True)  # which published configs do not say
+        attention: Attention = "causal" if causal else "bidirectional"
         return Form(attention, self.pooling, self.compression_tokens)
 
     @property

@@ -120,12 +120,20 @@ def _scans(content: bytes) -> int:
 def _upright(image: Image.Image) -> Image.Image:
     """An image turned as its EXIF data says, in RGB and without that data."""
     image.load()  # which turns a TIFF, and takes the tag away
-    turn = TURNS.get(image.getexif().get(ORIENTATION, 1))  # not `exif_transpose`, which stumbles over broken EXIF data
+    turn = turn_of(image)  # not `exif_transpose`, which stumbles over broken EXIF data
     upright = _opaque(image) if image.has_transparency_data else _rgb(image)
     if turn is not None:  # last: fewer bytes are held at a time
         upright = upright.transpose(turn)
     upright.info = {}
     return upright
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """How an image is to be turned by its EXIF data; not at all where that cannot be read."""
+    try:
+        return TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # what Pillow raises depends on the format and on what is broken
+        return None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
