@@ -108,9 +108,7 @@ def single_seeds() -> str:
     one, other = COMPARED
     found = [bootstrap(stacked(rows, one, [seed]), stacked(rows, other, [seed]), resamples=1000) for seed in seeds]
     better, worse = sum(low > 0 for low, _ in found), sum(high < 0 for _, high in found)
-    return (
-        f"Of the {len(seeds)} seeds, taken one by one, `published` is better in {better} and worse in {worse} (95 %)."
-    )
+    return f"Of the {len(seeds)} seeds, taken one by one, `{one}` is better in {better} and worse in {worse} (95 %)."
 
 
 def grounding_lost() -> str:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import mean, stdev
 
-from arms_compared import Difference, averages, compare, seeds_of, stacked
+from arms_compared import Difference, averages, compare, difference, paired, seeds_of, stacked
 
 Rows = Sequence[Mapping[str, str]]
 
@@ -41,12 +41,13 @@ def compared(
     for arm in arms:
         if not (seeds := seeds_of(rows, arm)):
             continue
-        values = averages(stacked(rows, arm, seeds)).tolist()
+        hits = stacked(rows, arm, seeds)
+        values = averages(hits).tolist()
         deviation = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
         seconds = min(float(row["seconds"]) for row in rows if row["arm"] == arm)
         cells = [arm, str(len(seeds)), f"{mean(values):.1f}{deviation}"]
         if second:
-            cells.append(f"{averages(stacked(rows, arm, seeds), second).mean():.1f}")
+            cells.append(f"{averages(hits, second).mean():.1f}")
         cells.append(f"{seconds:.0f}")
         for baseline in baselines:
             found = None if arm == baseline else compare(rows, arm, baseline, together=together)
@@ -61,9 +62,10 @@ def by_groups(rows: Rows, pairs: Mapping[tuple[str, str], float], groups: Sequen
     """Differences of pairs of arms by groups of data sets, judged once a pair has as many seeds as it says."""
     lines = []
     for (one, other), seeds in pairs.items():
-        found = [each for group in groups if (each := compare(rows, one, other, group))]
-        if len(found) == len(groups):
-            lines.append([f"`{one}` less `{other}`", str(found[0].seeds), *(told(each, seeds) for each in found)])
+        first, second = paired(rows, one, other)
+        if (common := len(next(iter(first.values()), ()))) > 1:
+            found = [told(difference(first, second, group), seeds) for group in groups]
+            lines.append([f"`{one}` less `{other}`", str(common), *found])
     return table(["", "seeds", *groups], lines)
 
 

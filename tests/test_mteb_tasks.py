@@ -125,6 +125,19 @@ def test_images_that_libraries_differ_on_are_handed_over_upright(tmp_path):
     assert isinstance(task, MMEBTask)
 
 
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+def test_broken_exif_data_is_not_handed_over(tmp_path, kind):
+    """`datasets` reads it when it decodes an image, and stumbles."""
+    (tmp_path / "mine").mkdir()
+    names = [f"{number}.{kind}" for number in range(2)]
+    for name in names:
+        Image.new("RGB", (40, 60), "red").save(tmp_path / name, exif=b"Exif\0\0nonsense", dpi=(72, 72))
+    write_eval(tmp_path, "mine", ("q", names[0], ["", ""], names))
+    (task,) = mmeb_tasks(tmp_path)
+    task.load_data()
+    assert task.dataset["default"]["test"]["corpus"][0]["image"].size == (40, 60)
+
+
 def test_images_of_an_archive_are_handed_over_as_they_are(photo_data, tmp_path):
     shutil.copytree(photo_data / "MMEB-eval" / "MSCOCO_t2i", tmp_path / "MSCOCO_t2i")
     shutil.make_archive(str(tmp_path / "images"), "zip", photo_data / "MMEB-eval" / "images")

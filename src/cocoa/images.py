@@ -120,7 +120,7 @@ def _scans(content: bytes) -> int:
 def _upright(image: Image.Image) -> Image.Image:
     """An image turned as its EXIF data says, in RGB and without that data."""
     image.load()  # which turns a TIFF, and takes the tag away
-    turn = turn_of(image)  # not `exif_transpose`, which stumbles over broken EXIF data
+    turn = TURNS.get(orientation(image))  # not `exif_transpose`, which stumbles over broken EXIF data
     upright = _opaque(image) if image.has_transparency_data else _rgb(image)
     if turn is not None:  # last: fewer bytes are held at a time
         upright = upright.transpose(turn)
@@ -128,12 +128,12 @@ def _upright(image: Image.Image) -> Image.Image:
     return upright
 
 
-def turn_of(image: Image.Image) -> Image.Transpose | None:
-    """How an image is to be turned by its EXIF data; not at all where that cannot be read."""
+def orientation(image: Image.Image) -> int:
+    """What an image's EXIF data says of how it is to be turned: 1 is not at all, 0 that it cannot be read."""
     try:
-        return TURNS.get(image.getexif().get(ORIENTATION, 1))
+        return image.getexif().get(ORIENTATION, 1)
     except Exception:  # what Pillow raises depends on the format and on what is broken
-        return None
+        return 0
 
 
 def _rgb(image: Image.Image) -> Image.Image:

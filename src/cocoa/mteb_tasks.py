@@ -37,7 +37,7 @@ from cocoa.errors import CocoaError
 from cocoa.eval_inputs import distinct_inputs, with_images_present, with_images_readable
 from cocoa.evaluation import data_hash
 from cocoa.image_files import split_archive
-from cocoa.images import load_image, read_image_bytes, turn_of
+from cocoa.images import load_image, orientation, read_image_bytes
 from cocoa.mmeb_eval import EvalDataset, read_eval
 from cocoa.pairs import Side
 from cocoa.scores import short_name
@@ -179,7 +179,7 @@ def _image_cell(path: str) -> dict[str, Any]:
     """A file as it is (an archive's member by its content), or as upright RGB where libraries would differ on it."""
     packed = read_image_bytes(path) if split_archive(path)[0] else None
     with PIL.open(io.BytesIO(packed) if packed else path) as opened:
-        if opened.mode == "RGB" and turn_of(opened) is None:
+        if opened.mode == "RGB" and orientation(opened) == 1:
             return {"path": None if packed else path, "bytes": packed}
     content = io.BytesIO()
     load_image(path).save(content, "PNG")
